@@ -44,12 +44,12 @@ def check_asked(
     metric_params: Params | None,
     batch_size: int | None,
 ) -> None:
-    """Raise a ValueError for mistakes that show without the estimator."""
+    """Raise a ValueError for mistakes that can be found without the estimator."""
     check_objects(metrics, given)
     if (isinstance(target, Target) and target.several) or (
         not callable(target) and np.ndim(target) == 2
     ):
-        raise ValueError("evaluate explains one class per image; give one label each.")
+        raise ValueError("evaluate explains one class per image. Give one label for each.")
     check_metric_params(metric_params, metrics)
     check_required_options(metric_params, metrics)
     check_batch_size(batch_size)
@@ -74,7 +74,7 @@ def check_measurable(
     task, classes = explainer.adapter.task, explainer.classes_
     if question.ragged:
         raise ValueError(
-            "evaluate measures one map per image; give target=Box(boxes, labels) with one box "
+            "evaluate measures one map per image. Give target=Box(boxes, labels) with one box "
             "for each, or explain one word of each text, or the text as a whole."
         )
     check_predicts(metrics, task)

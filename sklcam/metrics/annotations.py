@@ -68,7 +68,7 @@ def _rows(entries: Sequence[Any], rows: slice) -> Sequence[Any]:
 
 
 class LazyTensors(Sequence[Tensor]):
-    """Tensors that are made on request: a batch of large images would not fit."""
+    """Tensors that are made on request, as those of a batch of large images would not fit."""
 
     def __init__(self, make: Callable[[int], Tensor], length: int):
         self._make, self._length = make, length
@@ -84,7 +84,7 @@ class LazyTensors(Sequence[Tensor]):
 
 
 def is_by_class(entries: PerImage) -> bool:
-    """Whether the objects of an image are given by their labels; the first image tells."""
+    """Whether the objects of an image are given by their labels; the first image decides."""
     if entries is None or isinstance(entries, Mapping) or not isinstance(entries, Sized):
         return False
     return len(entries) > 0 and isinstance(entries[0], Mapping)
@@ -100,14 +100,14 @@ def of_class(entry: Any, label: Any, own: Any, empty: Any) -> Any:
     own : label
         The class of an entry that is not given by class.
     empty : Any
-        What to return for a class that is not there.
+        What to return for a class that the entry lacks.
     """
     if isinstance(entry, Mapping):
         return entry.get(label, empty)
     return entry if label == own else empty
 
 
-# Checks at the door
+# Checks before any work
 
 
 def check_lengths(annotations: Annotations, n_images: int) -> None:
@@ -122,7 +122,9 @@ def check_lengths(annotations: Annotations, n_images: int) -> None:
                 f"{describe(values)}."
             )
         if len(values) != n_images:
-            raise ValueError(f"{name} has {len(values)} entries for {n_images} images.")
+            raise ValueError(
+                f"{name} has {len(values)} entries for {n_images} images. Give one for each."
+            )
 
 
 def checked_boxes(boxes: PerImage, classes: np.ndarray | None = None) -> list[Any] | None:
@@ -134,7 +136,7 @@ def checked_boxes(boxes: PerImage, classes: np.ndarray | None = None) -> list[An
     for i, entry in enumerate(boxes):
         if by_class != isinstance(entry, Mapping):
             raise ValueError(
-                f"boxes[{i}] is {describe(entry)}, and boxes[0] {describe(boxes[0])}: give the "
+                f"boxes[{i}] is {describe(entry)}, and boxes[0] {describe(boxes[0])}. Give the "
                 "boxes by class, in dicts, for all images or for none."
             )
         try:
@@ -151,8 +153,8 @@ def checked_boxes(boxes: PerImage, classes: np.ndarray | None = None) -> list[An
     corners = torch.cat([torch.zeros(4), *(each.flatten() for each in _all_of(checked))])
     if corners.min() >= 0 and corners.max() <= 1 and (corners != corners.round()).any():
         raise ValueError(
-            "All boxes are within [0, 1], and would cover at most a pixel: they must be in "
-            "pixels of each image, not in shares of its width and height."
+            "All boxes are within [0, 1], and would cover at most a pixel. Give them in pixels of "
+            "each image, not as shares of its width and height."
         )
     return checked
 
@@ -169,14 +171,14 @@ def _check_known(labels: set[Any], classes: np.ndarray | None) -> None:
         raise ValueError(
             f"None of the labels of boxes is a class of the estimator: they are "
             f"{sorted(labels, key=str)[:5]}, its classes {known[:5]}"
-            f"{' ...' if len(known) > 5 else ''}."
+            f"{' ...' if len(known) > 5 else ''}. Name the classes as the estimator does."
         )
 
 
 def as_reference(reference: Any, row: int, n_axes: int) -> Tensor:
     """Return a reference map as a tensor; a ValueError that names the image otherwise.
 
-    Its image has so many axes: 2, or 3 if it is a volume.
+    Its image has ``n_axes`` axes: 2, or 3 if it is a volume.
     """
     array = as_array(reference)
     if array.ndim != n_axes or array.dtype.kind not in "biuf" or not array.size:
@@ -198,7 +200,7 @@ def check_references(references: PerImage, n_axes: int) -> None:
 
 
 def check_covers(reference: Tensor, size: tuple[int, ...], row: int) -> None:
-    """Raise a ValueError unless a reference can be of the whole image, and not lie on its side."""
+    """Raise a ValueError unless a reference can be of the whole image, and not on its side."""
     # A square grid, or a cube, fits any image, as a network's attention does; otherwise the
     # proportions must be the image's, to within a pixel of the shorter of two sides.
     sides = [*zip(reference.shape, size, strict=True)]
@@ -210,6 +212,6 @@ def check_covers(reference: Tensor, size: tuple[int, ...], row: int) -> None:
         shown, of_image = (" x ".join(map(str, each)) for each in (reference.shape, size))
         points, square = ("pixels", "square") if len(size) == 2 else ("voxels", "cube")
         raise ValueError(
-            f"references[{row}] is of {shown} {points}, and its image of {of_image}: a reference "
-            f"covers the whole image, in its proportions or as a {square}."
+            f"references[{row}] is of {shown} {points}, and its image of {of_image}. A reference "
+            f"must cover the whole image, in its proportions or as a {square}."
         )

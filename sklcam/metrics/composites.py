@@ -92,7 +92,7 @@ def complexity(maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
     maps : Tensor of shape (n_images, height, width), in [0, 1]
         Scaled, as in ADCC: the image is multiplied by this map.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -131,7 +131,7 @@ def sparsity(maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
     maps : Tensor of shape (n_images, height, width)
         The method's own maps: a factor makes no difference, but subtracting their minimum does.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -172,7 +172,7 @@ def lp_norm(maps: Tensor, p: float = 1, *, spatial_dims: int = 2) -> Tensor:
     p : float >= 0, default=1
         0 counts the pixels that are not zero.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -196,7 +196,7 @@ def lp_norm(maps: Tensor, p: float = 1, *, spatial_dims: int = 2) -> Tensor:
     tensor([5.])
     """
     check_maps(spatial_dims, maps=maps)
-    if p != math.inf:  # the norm that is the largest value
+    if p != math.inf:  # its norm is the largest value
         check_number("p", p, 0)
     return torch.linalg.vector_norm(maps, ord=p, dim=sides(maps))
 
@@ -250,7 +250,7 @@ def arcc(coherency: Tensor, complexity: Tensor, road: Tensor) -> Tensor:
     ----------
     coherency, complexity : Tensor of shape (n_images,), in [0, 1]
     road : Tensor of shape (n_images,), in [-0.5, 0.5]
-        Doubled and cut to [0, 1].
+        It is doubled, and clipped to [0, 1].
 
     Returns
     -------

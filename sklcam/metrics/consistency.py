@@ -46,7 +46,7 @@ def ssim_consistency(
     valid : Tensor of shape (n_images, height, width), bool, or None, default=None
         Which pixels are compared, see :func:`structural_similarity`; None is all.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -108,7 +108,7 @@ def structural_similarity(
         Side of a square window, or a cube, with equal weights and sample covariances, as is
         scikit-image's default. None is the Gaussian of Wang et al.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -179,16 +179,17 @@ def structural_similarity(
 def _similarity(moments: Tensor, n_pixels: int | None) -> Tensor:
     """Return the similarity in each window.
 
-    It is a ratio of two numbers that are made alike, so that operations are shared: one of what the
-    maps have in common, one of both by themselves. They are half of what they are in the paper,
-    which is exact: a product in place of twice that, the mean of two in place of their sum.
+    It is a ratio of two numbers that are computed in the same way, so that operations are shared:
+    one from what the maps have in common, one from both by themselves. Each is half of the paper's,
+    so the ratio is the same: a product in place of twice that, the mean of two in place of their
+    sum.
 
     Parameters
     ----------
     moments : Tensor of shape (n_images, 4, ...)
         The mean of each map, that of their product, and that of the squares of both.
     n_pixels : int or None
-        Of a window whose variances are those of a sample; None is for those of a distribution.
+        Pixels of a window, if variances are those of a sample; None if those of a distribution.
     """
     means, products = moments.split(2, dim=1)
     first, second = means.split(1, dim=1)
@@ -201,7 +202,7 @@ def _similarity(moments: Tensor, n_pixels: int | None) -> Tensor:
 
 
 def valid_windows(valid: Tensor, side: int = _WINDOW) -> Tensor:
-    """Return which windows have valid pixels alone: (n_images, height - side + 1, ...), bool."""
+    """Return which windows have only valid pixels: (n_images, height - side + 1, ...), bool."""
     pool = F.max_pool2d if valid.ndim == 3 else F.max_pool3d
     return -pool(-valid.float(), side, stride=1) > 0
 
@@ -236,20 +237,20 @@ def _shifted_sums(stack: Tensor, dim: int, window: int | None) -> Tensor:
 
 def _window_sums(size: int, like: Tensor, window: int | None) -> Tensor:
     """Return the matrix (n_windows, size) that takes the mean of each window of a side."""
-    # What is traced has no values, and is not to be met again.
+    # What is traced has no values, and must not be kept.
     make = _made_once.__wrapped__ if isinstance(like, FakeTensor) else _made_once
     return make(size, like.device, like.dtype, window)
 
 
-@lru_cache(maxsize=16)  # each is small, and a dozen operations, for every step of training
+@lru_cache(maxsize=16)  # small, and a dozen operations in every training step
 def _made_once(size: int, device: torch.device, dtype: torch.dtype, window: int | None) -> Tensor:
     # The window is separable and small: two matrix products do for all maps and moments at once
     # what a convolution would, many times faster, above all backward.
     side = _WINDOW if window is None else window
-    # Kept beyond an inference mode that it is made in: there, it could not be used in training.
+    # Not made in an inference mode: kept from there, it could not be used in training.
     with torch.inference_mode(False):
         distance = torch.arange(side, device=device, dtype=dtype) - side // 2
-        # Of a square, all weights are alike.
+        # In a square, all weights are equal.
         weights = (
             torch.exp(-(distance**2) / (2 * _SIGMA**2)) if window is None else distance * 0 + 1
         )
@@ -271,7 +272,7 @@ def coherency(maps: Tensor, maps_of_masked: Tensor, *, spatial_dims: int = 2) ->
     maps, maps_of_masked : Tensor of shape (n_images, height, width)
         The map of each image, and that of the image times its map, for the same class.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -287,7 +288,7 @@ def coherency(maps: Tensor, maps_of_masked: Tensor, *, spatial_dims: int = 2) ->
     References
     ----------
     Poppi et al., "Revisiting the Evaluation of Class Activation Mapping for Explainability",
-    CVPRW 2021, eq. 3, brought to [0, 1] as in section 3.2.
+    CVPRW 2021, eq. 3, rescaled to [0, 1] as in section 3.2.
 
     Examples
     --------
@@ -332,7 +333,7 @@ def rank_correlation(
         constant over squares, as an occlusion map is over its stride; such ties carry no
         information.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------

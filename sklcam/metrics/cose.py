@@ -1,6 +1,6 @@
 """COSE: whether maps stay while the prediction stays right, and change when it goes wrong.
 
-Images are transformed, and the maps of the transformed images are brought back and compared.
+Images are transformed, and the maps of the transformed images are transformed back and compared.
 Networks that know less, one with random weights and a user's own checkpoints, should have different
 maps.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _WINDOW = 5  # of SSIM
 _N_MAGNITUDES = 30  # each way
 
-# By how much at most: of a side (32 pixels of 224), in degrees, and as factors beside 1.
+# The largest changes: of a side (32 pixels of 224), in degrees, and of factors from 1.
 _SHIFTS = {"TranslateX": 32 / 224, "TranslateY": 32 / 224}
 _ANGLES = {"Rotate": 135.0}
 _FACTORS = dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.99)
@@ -82,15 +82,15 @@ def cose(consistency: Tensor, sensitivity: Tensor) -> Tensor:
     -----
     The options of ``"cose"`` in ``metric_params``, whose defaults are the published ones:
 
-    - ``transformations``: of "TranslateX" and "TranslateY" (up to 32 of 224 pixels), "Rotate" (up
-      to 135 degrees), "Brightness", "Color", "Contrast" and "Sharpness" (up to 0.99), "FlipLR",
-      "FlipUD", "AutoContrast", "Equalize", "Blur" and "Smooth", as PIL has them;
+    - ``transformations``: any of "TranslateX" and "TranslateY" (up to 32 of 224 pixels), "Rotate"
+      (up to 135 degrees), "Brightness", "Color", "Contrast" and "Sharpness" (up to 0.99), "FlipLR",
+      "FlipUD", "AutoContrast", "Equalize", "Blur" and "Smooth", as in PIL;
     - ``n_magnitudes``, 6: how many of 60 magnitudes, half of them negative, are drawn for each
       image and each of the first seven;
     - ``randomized``, True: whether to compare with a copy of the network with random weights as
       well;
-    - ``checkpoints``, (): state dicts of the same network, or files that ``torch.save`` wrote of
-      them.
+    - ``checkpoints``, (): state dicts of the same network, or files of them that ``torch.save``
+      wrote.
 
     As in the authors' code, pixels outside an image are black, the similarity is SSIM in windows of
     5 x 5 pixels, and a transformed image is explained for its own prediction. There, all pairs of
@@ -146,9 +146,9 @@ def check_checkpoints(name: str, value: Any) -> None:
 def _transformed(
     measurement: Measurement, names: Sequence[str], n_magnitudes: int
 ) -> Iterator[tuple[Tensor, Warp | None]]:
-    """Yield the images transformed, as the network takes them, and where their pixels went.
+    """Yield the images transformed, as the network takes them, and how their pixels moved.
 
-    That is told on the host, where nobody has to wait for what is known of it.
+    The warp stays on the host, where its properties can be read without waiting for a device.
     """
     images, preprocessing = measurement.batch.inputs.images, measurement.preprocessing
     n_images, n_channels, *size = images.shape
@@ -169,7 +169,7 @@ def _transformed(
 
 
 def _magnitudes(measurement: Measurement, name: str, n_magnitudes: int) -> Tensor:
-    """Draw how much is changed, by each image's own numbers: (n_images, n_magnitudes)."""
+    """Draw the magnitudes of each image, by its own seed: (n_images, n_magnitudes)."""
     steps = np.setdiff1d(np.arange(-_N_MAGNITUDES, _N_MAGNITUDES + 1), [0])
     which = TRANSFORMATIONS.index(name)
     drawn = [
@@ -196,7 +196,7 @@ def _moved(name: str, magnitudes: Tensor, size: tuple[int, int]) -> Warp | None:
 
 
 class _Filled:
-    """Moves images, and makes black what comes from outside of them."""
+    """Moves images, and makes pixels from outside them black."""
 
     def __init__(self, warp: Warp):
         self._warp = warp
@@ -279,7 +279,7 @@ def _explaining(explainer: Explainer, state: Mapping[str, Tensor], shown: str) -
     try:
         other.adapter.network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{shown} is not of the network that is explained: {error}") from error
+        raise ValueError(f"{shown} does not fit the network that is explained: {error}") from error
     return other
 
 
@@ -287,7 +287,7 @@ def _explaining(explainer: Explainer, state: Mapping[str, Tensor], shown: str) -
 
 
 def similarities(measurement: Measurement) -> tuple[Tensor, Tensor]:
-    """Compare the maps of images with those of what becomes of them.
+    """Compare the maps of images with those of transformed images and of other networks.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def similarities(measurement: Measurement) -> tuple[Tensor, Tensor]:
     Returns
     -------
     kept, changed : Tensor of shape (n_images,), in [-1, 1]
-        The mean SSIM with what is predicted right, and wrong; NaN where there is nothing.
+        The mean SSIM where the prediction is right, and where it is wrong; NaN if there is none.
     """
     options = measurement.options("cose_similarities")
     names = tuple(options.get("transformations", TRANSFORMATIONS))
@@ -325,7 +325,7 @@ def similarities(measurement: Measurement) -> tuple[Tensor, Tensor]:
     for images, warp in _transformed(measurement, names, options.get("n_magnitudes", 6)):
         compare(measurement.explainer, images, warp, keeps=True)
     less = options.get("randomized", True), options.get("checkpoints", ())
-    # A network that is right in spite of it says nothing of either.
+    # Where such a network is right all the same, it counts for neither.
     for explainer in measurement.once("cose", lambda: _variants(measurement, *less)):
         compare(explainer, inputs.images, None, keeps=False)
     kept, changed = sums / counts  # 0 / 0 is NaN

@@ -15,7 +15,7 @@ from sklcam.metrics.masks import as_array
 
 AnyGroups: TypeAlias = ArrayLike | Mapping[str, ArrayLike] | None
 
-ONLY = "group"  # what labels are called that were given without a name
+ONLY = "group"  # the name of labels that were given without one
 
 
 def checked_groups(groups: AnyGroups, n_images: int) -> dict[str, np.ndarray]:
@@ -23,7 +23,7 @@ def checked_groups(groups: AnyGroups, n_images: int) -> dict[str, np.ndarray]:
 
     Parameters
     ----------
-    groups : array-like of shape (n_images,), mapping of names to such, or None
+    groups : array-like of shape (n_images,), mapping of names to these, or None
     n_images : int
 
     Returns
@@ -37,7 +37,7 @@ def checked_groups(groups: AnyGroups, n_images: int) -> dict[str, np.ndarray]:
     if not groups or not all(isinstance(name, str) and name != "class" for name in groups):
         raise ValueError(
             "groups must be one label for each image, or a dict of names to these; got a dict of "
-            f'{[*groups]}. "class" are the true labels, y.'
+            f'{[*groups]}. The name "class" is reserved for the true labels, y.'
         )
     return {
         name: labels_of_groups(f"groups[{name!r}]", labels, n_images)
@@ -49,7 +49,7 @@ def labels_of_groups(name: str, labels: Any, n_images: int) -> np.ndarray:
     """Return labels of groups as an array; a ValueError unless each image has one."""
     try:
         array = as_array(labels)
-    except ValueError:  # of several lengths
+    except ValueError:  # rows of several lengths
         array = np.empty(0)
     if array.shape != (n_images,):
         raise ValueError(
@@ -60,8 +60,8 @@ def labels_of_groups(name: str, labels: Any, n_images: int) -> np.ndarray:
     missing = [i for i, label in enumerate(items) if _is_missing(label)]
     if missing:
         raise ValueError(
-            f"{name} lacks the label of {len(missing)} image(s), the first of them {missing[0]}: "
-            'each image needs one group; call it "unknown", or leave the image out of X.'
+            f"{name} lacks the label of {len(missing)} image(s), the first of them {missing[0]}. "
+            'Each image needs one group: call it "unknown", or leave the image out of X.'
         )
     try:
         np.unique(array)
@@ -93,7 +93,7 @@ def largest_gaps(
     Parameters
     ----------
     figures : sequence of mappings of str to ndarray of shape (1 + n_resamples,)
-        The figures of each group, that of its images first, and those of resamples.
+        The figures of each group: first that of its images, then those of resamples.
     tables : mapping of groups to mappings of str to Bunch
         The same groups' rows.
     level : float
@@ -103,8 +103,8 @@ def largest_gaps(
     dict of str to Bunch
         ``mean``, ``low``, ``high``, ``groups`` (the one with the higher mean first) and
         ``n_pairs``. The level is that of all pairs of groups together (Bonferroni): the largest of
-        many differences is large by chance alone. The interval is NaN where one of the two has
-        fewer than two values; all is NaN, without groups, where a group has no mean.
+        many differences is large by chance alone. The interval is NaN if one of the two has fewer
+        than two values; if a group has no mean, everything is NaN and ``groups`` is None.
     """
     groups = [*tables]
     pairs = [*combinations(range(len(groups)), 2)]

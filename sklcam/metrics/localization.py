@@ -1,6 +1,6 @@
 """Boxes made from maps, compared with the true ones; and the pointing game.
 
-Boxes are ``(x1, y1, x2, y2)``, edges of pixels, and ``(x1, y1, z1, x2, y2, z2)`` of volumes: see
+Boxes are ``(x1, y1, x2, y2)``, edges of pixels, and ``(x1, y1, z1, x2, y2, z2)`` for volumes: see
 :mod:`sklcam.metrics.masks`.
 """
 
@@ -26,21 +26,21 @@ def box_from_map(maps: Tensor, threshold: float = 0.2, *, spatial_dims: int = 2)
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width)
-        The method's own, *not* scaled to [0, 1], which would move the threshold; only values above
-        0 count.
+        The method's own maps, *not* scaled to [0, 1], which would move the threshold; only values
+        above 0 count.
     threshold : float, default=0.2
         The share of the map's maximum from which a pixel counts: 0.2 for embedding networks, 0.15
         in Grad-CAM's localisation.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
     Tensor of shape (n_images, 4), float
         ``(x1, y1, x2, y2)``, edges of pixels; zeros for a map without a positive value, NaN for one
-        with NaN. Of volumes (n_images, 6), ``(x1, y1, z1, x2, y2, z2)``: z counts slices. Pixels
-        are connected along rows and columns, and slices. Of several parts of the same size,
-        the first in raster order counts.
+        with NaN. For volumes (n_images, 6), ``(x1, y1, z1, x2, y2, z2)``: z counts slices. Pixels
+        are connected along rows and columns, and slices. If several parts are equally large, the
+        first in raster order counts.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     Parameters
     ----------
-    boxes, others : Tensor of shape (..., 4), or (..., 6) of volumes
+    boxes, others : Tensor of shape (..., 4), or (..., 6) for volumes
         They broadcast.
 
     Returns
@@ -106,8 +106,8 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     for name, given in (("boxes", boxes), ("others", others)):
         if not isinstance(given, Tensor) or given.ndim == 0 or given.shape[-1] not in (4, 6):
             raise ValueError(
-                f"{name} must be a Tensor of shape (..., 4); got {describe(given)}. Those of "
-                "volumes are of shape (..., 6)."
+                f"{name} must be a Tensor of shape (..., 4), or (..., 6) for volumes; got "
+                f"{describe(given)}."
             )
     try:
         torch.broadcast_shapes(boxes.shape, others.shape)
@@ -149,7 +149,7 @@ def localization_accuracy(
     Raises
     ------
     ValueError
-        If the boxes are not a tensor of shape (n_images, 4), or the true ones not of as many
+        If the boxes are not a tensor of shape (n_images, 4), or the true ones are not for as many
         images, with x1 < x2 and y1 < y2; or if ``iou_threshold`` is outside 0 to 1.
 
     Examples
@@ -199,7 +199,7 @@ def localization_error(
     Raises
     ------
     ValueError
-        If the shapes do not agree, there are true boxes of more or fewer images, a true box is not
+        If the shapes do not agree, there are true boxes for more or fewer images, a true box is not
         (x1, y1, x2, y2) with x1 < x2 and y1 < y2, or ``iou_threshold`` is outside 0 to 1.
 
     References
@@ -239,7 +239,7 @@ def localization_error(
 
 
 def _unless_nan(decided: Tensor, values: Tensor) -> Tensor:
-    """Return 0 or 1 for each image, and NaN where what was decided on is NaN."""
+    """Return 0 or 1 for each image, and NaN where the values behind it are NaN."""
     dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
     return torch.where(values.flatten(1).isnan().any(dim=1), torch.nan, decided.to(dtype))
 
@@ -260,13 +260,13 @@ def pointing_game(
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width)
-        Of several brightest pixels, the first in raster order counts.
+        If several pixels are brightest, the first in raster order counts.
     masks : Tensor of shape (n_images, height, width), bool or in [0, 1]
         Where the object is.
     tolerance : int, default=0
         How many pixels from the object a hit may be; 15 in the original game.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -361,10 +361,10 @@ class PrecisionRecall(NamedTuple):
     Attributes
     ----------
     precision : Tensor of shape (), in [0, 1]
-        Share of the maps that were kept that point at their class. NaN if none was kept, or a map
-        has NaN; and so is the recall.
+        Share of the kept maps that point at their class. NaN if none was kept; like the recall, NaN
+        if a map has NaN.
     recall : Tensor of shape (), in [0, 1]
-        Share of the classes that are present whose map was kept and points at them. NaN if none is.
+        Share of the present classes whose map was kept and points at them. NaN if none is present.
 
     Examples
     --------

@@ -1,11 +1,11 @@
-"""Masks of objects, how much of a map lies inside them, and the masks that maps make as seeds.
+"""Masks of objects, how much of a map lies inside them, and seeds of segmentations from maps.
 
-Maps are taken as they are. What is measured of shares of the maximum, of energies and of means is
-that of the method's own map after the ReLU: scaled by minimum and maximum, its floor would be gone.
+Maps are taken as they are. Shares of the maximum, energies and means are meant for the method's own
+map after the ReLU: scaling by minimum and maximum would remove its floor.
 
 Boxes are ``(x1, y1, x2, y2)`` in pixels of the map: from the left and upper edge of the box to the
 right and lower one. Edges are not centres of pixels: a box from 0 to the width is as wide as the
-map. Those of volumes are ``(x1, y1, z1, x2, y2, z2)``: z counts slices, along the depth.
+map. Boxes of volumes are ``(x1, y1, z1, x2, y2, z2)``: z counts slices, along the depth.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def box_masks(boxes: Sequence[Tensor], size: tuple[int, ...]) -> Tensor:
     Parameters
     ----------
     boxes : sequence of Tensor of shape (n_boxes, 4)
-        One tensor per image, with any number of boxes; of volumes (n_boxes, 6), each
+        One tensor per image, with any number of boxes; for volumes (n_boxes, 6), each
         ``(x1, y1, z1, x2, y2, z2)``.
     size : tuple of two ints, or of three
-        Height and width; depth, height and width of volumes.
+        Height and width; depth, height and width for volumes.
 
     Returns
     -------
@@ -48,8 +48,8 @@ def box_masks(boxes: Sequence[Tensor], size: tuple[int, ...]) -> Tensor:
     Raises
     ------
     ValueError
-        If a box is not (x1, y1, x2, y2) with x1 < x2 and y1 < y2, or has not as many sides as the
-        size.
+        If a box is not (x1, y1, x2, y2) with x1 < x2 and y1 < y2, or has a different number of
+        sides than the size.
 
     Examples
     --------
@@ -76,14 +76,14 @@ def box_masks(boxes: Sequence[Tensor], size: tuple[int, ...]) -> Tensor:
 
 
 def with_sides(boxes: Tensor, n_axes: int) -> Tensor:
-    """Return boxes of images of so many axes; a ValueError if they are of others."""
+    """Return boxes of images with ``n_axes`` axes; a ValueError if they have a different number."""
     if not len(boxes):
         return boxes.reshape(0, 2 * n_axes)
     if boxes.shape[1] != 2 * n_axes:
         wanted = "(x1, y1, x2, y2)" if n_axes == 2 else "(x1, y1, z1, x2, y2, z2)"
         raise ValueError(
             f"The boxes of {'pictures' if n_axes == 2 else 'volumes'} are {wanted}; got "
-            f"{boxes.shape[1]} numbers a box."
+            f"{boxes.shape[1]} numbers per box."
         )
     return boxes
 
@@ -102,7 +102,7 @@ def check_boxes_of_images(boxes: Any, n_images: int | None = None) -> list[Tenso
         )
     if not len(boxes) or (n_images is not None and len(boxes) != n_images):
         wanted = "at least one image" if n_images is None else f"{n_images} images"
-        raise ValueError(f"There must be boxes of {wanted}; got those of {len(boxes)}.")
+        raise ValueError(f"There must be boxes for {wanted}; got boxes for {len(boxes)}.")
     return [check_boxes(image_boxes) for image_boxes in boxes]
 
 
@@ -113,7 +113,7 @@ def check_boxes(boxes: Any) -> Tensor:
         corners = torch.as_tensor(numbers, dtype=torch.get_default_dtype())
     except (TypeError, ValueError):
         raise ValueError(
-            "A box is (x1, y1, x2, y2), four numbers, or six, (x1, y1, z1, x2, y2, z2), of a "
+            "A box is (x1, y1, x2, y2), four numbers, or six, (x1, y1, z1, x2, y2, z2), for a "
             f"volume; got {describe(boxes)}."
         ) from None
     if not corners.numel():
@@ -121,7 +121,7 @@ def check_boxes(boxes: Any) -> Tensor:
     if corners.ndim > 2 or corners.shape[-1] not in (4, 6):
         raise ValueError(
             "The boxes of an image must be of shape (n_boxes, 4), (x1, y1, x2, y2) each, or "
-            "(n_boxes, 6), (x1, y1, z1, x2, y2, z2), of a volume; got "
+            "(n_boxes, 6), (x1, y1, z1, x2, y2, z2), for a volume; got "
             f"{tuple(corners.shape)}."
         )
     corners = corners.reshape(-1, corners.shape[-1])
@@ -148,7 +148,7 @@ def as_array(values: Any) -> np.ndarray:
 def as_mask(mask: Any) -> Tensor:
     """Return a mask as a tensor of bool, or of shares in [0, 1]; a ValueError for others."""
     if isinstance(mask, Tensor) and not mask.is_floating_point():
-        return mask != 0  # on its device, which is not waited for
+        return mask != 0  # on its device, without waiting for it
     array = as_array(mask)
     if array.dtype.kind in "biu":
         return torch.as_tensor(array != 0)
@@ -186,7 +186,7 @@ def heatmap_ratio(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tens
     masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
         Where the object is: a segmentation, 0 outside, or :func:`box_masks`.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -226,7 +226,7 @@ def inside_outside_ratio(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) 
     maps : Tensor of shape (n_images, height, width), >= 0
     masks : Tensor of shape (n_images, height, width), bool or in [0, 1]
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -260,7 +260,7 @@ def inside_outside_ratio(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) 
     return means[0] / means[1]
 
 
-IGNORED = 255  # the label of pixels that nothing is known of, as in PASCAL VOC
+IGNORED = 255  # the label of unknown pixels, as in PASCAL VOC
 
 
 def seeds_from_maps(
@@ -273,14 +273,14 @@ def seeds_from_maps(
 ) -> Tensor:
     """Turn the maps of the classes of an image into seeds of a segmentation, by SEC's rule.
 
-    A pixel is a class's where the class's map reaches a share of its maximum. Where classes
-    overlap, the one whose seed has the smaller area wins. The least salient pixels that no class
-    marks are background. Nothing is known of the rest.
+    A pixel belongs to a class if the class's map reaches a share of its maximum there. Where
+    classes overlap, the one whose seed has the smaller area wins. The least salient pixels that no
+    class marks are background. The rest are unknown.
 
     Parameters
     ----------
     maps : Tensor of shape (n_images, n_classes, height, width)
-        The method's own map of each class, *not* scaled to [0, 1]; only what is over 0 counts.
+        The method's own map of each class, *not* scaled to [0, 1]; only values above 0 count.
         Zeros for a class that is not in the image.
     threshold : float, default=0.2
         The share of its maximum that a class's map must reach.
@@ -288,17 +288,17 @@ def seeds_from_maps(
         How salient each pixel is, whatever the class: the paper takes the gradient's. None is the
         highest of the maps, each as a share of its maximum.
     background : float, default=0.1
-        The share of an image's pixels that are background, the least salient ones; those that are
-        as salient as the last of them go with them.
+        The share of an image's pixels, the least salient ones, that are background; pixels as
+        salient as the last of them are background, too.
     overlap : {"smaller", "unknown"}, default="smaller"
-        Whose a pixel is that several classes mark: that of the smaller seed, or nobody's.
+        Whether a pixel that several classes mark belongs to the smaller seed, or is unknown.
 
     Returns
     -------
     Tensor of shape (n_images, height, width), int64
-        0 is the background, c + 1 is class c, and 255 marks pixels that nothing is known of: all of
-        an image whose saliency is constant or NaN, unless a class marks them, or whose maps have
-        NaN.
+        0 is the background, c + 1 is class c, and 255 marks unknown pixels. In an image whose
+        saliency is constant or NaN, all pixels that no class marks are unknown; in one whose maps
+        have NaN, all pixels are.
 
     Raises
     ------
@@ -341,7 +341,7 @@ def seeds_from_maps(
     n_least = math.ceil(round(background * flat.shape[1], 6))
     if n_least:
         last = flat.kthvalue(n_least, dim=1).values[:, None, None]
-        tells = (flat.amin(dim=1) < flat.amax(dim=1))[:, None, None]  # false of NaN, too
+        tells = (flat.amin(dim=1) < flat.amax(dim=1))[:, None, None]  # false for NaN, too
         seeds = torch.where((saliency <= last) & tells, 0, seeds)
     seeds = torch.where(marked.any(dim=1), smallest + 1, seeds)
     if overlap == "unknown":
@@ -370,13 +370,13 @@ def seeds_iou(
     -------
     Tensor of shape (), in [0, 1]; higher is better.
         The mean over the background and the classes that are in the segmentations or the seeds. A
-        pixel without a seed is one that its class misses. NaN if a map has NaN.
+        pixel without a seed counts as missed by its class. NaN if a map has NaN.
 
     Raises
     ------
     ValueError
-        As :func:`seeds_from_maps`; or if the segmentations are not integers of the maps' size, or
-        have a class without a map.
+        As for :func:`seeds_from_maps`; or if the segmentations are not integers of the maps' size,
+        or have a class without a map.
 
     References
     ----------
@@ -405,7 +405,10 @@ def seeds_iou(
     known = torch.where(_counted(segmentations), segmentations, 0)
     highest = int(known.amax()) if known.numel() else 0
     if highest > maps.shape[1]:
-        raise ValueError(f"segmentations have a class {highest}; there are {maps.shape[1]} maps.")
+        raise ValueError(
+            f"segmentations have a class {highest}, and there are {maps.shape[1]} maps. Give a map "
+            "for each class."
+        )
     shared, union = label_overlaps(seeds, segmentations, maps.shape[1] + 1)
     mean = (shared / union).nanmean()  # a class that is nowhere has 0 / 0
     return torch.where(maps.isnan().any(), torch.nan, mean)
@@ -420,7 +423,7 @@ def label_overlaps(
 ) -> tuple[Tensor, Tensor]:
     """Count, for each label, the pixels that two label maps share and those that either has.
 
-    Sums over images of both are what intersections over unions are made of.
+    An intersection over union is the ratio of the two, each summed over images.
 
     Parameters
     ----------
@@ -428,7 +431,7 @@ def label_overlaps(
     n_labels : int
         The labels are 0 to n_labels - 1; a pixel found to be anything else has none.
     ignored : int, default=255
-        Pixels whose truth is that, or negative, are not counted.
+        Pixels whose truth is this label, or negative, are not counted.
 
     Returns
     -------

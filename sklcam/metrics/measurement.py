@@ -33,13 +33,13 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, eq=False)
 class Confidence:
-    """The score, in [0, 1], of what is explained: a probability, or a user's own score.
+    """The score of the target, in [0, 1]: a probability, or a user's own score.
 
     Attributes
     ----------
     explainer : Explainer
     target : Target
-        Resolved.
+        Resolved by the output.
     score : callable or None
     """
 
@@ -65,7 +65,7 @@ class Confidence:
 
 @dataclass(frozen=True, eq=False)
 class Perturbation:
-    """The images of a batch, to be changed, and the confidence in what they become.
+    """The images of a batch, to be changed, and the confidence in the changed images.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Perturbation:
     confidence : Confidence
     inference : InferencePlan
     batch_size : int or None
-        Most changed images that should go through the network at a time; None leaves it open.
+        The largest number of changed images to run at a time; None leaves it open.
     seed : int
     """
 
@@ -101,7 +101,7 @@ class Perturbation:
         """
         n_images = len(images)
         if not self.inputs.others and images.stride(0) == 0:
-            # It is one image, expanded, as deletion ends at: it runs once.
+            # A single image, expanded, such as the one that deletion ends at, runs once.
             images = images[:1].clone(memory_format=self.inference.memory_format)
         with self.inference.folded:
             output = self.confidence.explainer.output_of(self.inputs.with_images(images, rows))
@@ -133,7 +133,7 @@ class Measurer:
         self._made: dict[str, Any] = {}
 
     def draw_views(self, sampler: ViewSampler, rows: range, size: tuple[int, ...]) -> Warp:
-        """Draw the views of some images; those of earlier rows have been drawn, or never will."""
+        """Draw views of some images; those of earlier rows are drawn already, or never will be."""
         # The views of images that were left out are drawn and thrown away: so an image has the same
         # view whichever process measures it, and in whatever batches.
         n_skipped = rows.start - self._n_drawn
@@ -149,9 +149,9 @@ class Measurer:
         return self._made[name]
 
     def inference_plan(self, inputs: Inputs, output: Tensor) -> InferencePlan:
-        """Return how the network runs the fastest; it is learnt from the first image."""
+        """Return the fastest way to run the network, which the first image shows."""
         if self._inference is None:
-            # One image tells: which convolutions can be folded does not depend on the others.
+            # One image is enough: which convolutions can be folded does not depend on the others.
             first = inputs.take(slice(0, 1))
             self._inference = plan_inference(
                 self.explainer.output_of,
@@ -171,9 +171,9 @@ class FirstPass:
     explainer : Explainer
     batch : Batch
     question : Target
-        What is asked of the images.
+        The target that is asked for, not yet resolved.
     plans : sequence of Plan
-        All those that are measured on the batch.
+        All plans that are measured on the batch.
     """
 
     def __init__(self, explainer: Explainer, batch: Batch, question: Target, plans: Sequence[Plan]):
@@ -190,7 +190,7 @@ class FirstPass:
 
     @cached_property
     def _made(self) -> tuple[dict[tuple[int, bool], Tensor], Tensor, Target]:
-        if not self._ways:  # the output alone is asked for
+        if not self._ways:  # only the output is asked for
             output = self._explainer.output_of(self._inputs)
             return {}, output, self._question.resolve(output, self._inputs)
         methods, scaled = zip(*self._ways.values(), strict=True)
@@ -216,7 +216,7 @@ class FirstPass:
 
 
 class Measurement:
-    """One batch of images, and all that is asked of it: ``measurement[name]``.
+    """One batch of images, and everything that is measured on it: ``measurement[name]``.
 
     A name is that of a metric, for its values (n_images,), or of a quantity: see :class:`Metric`.
     Each is computed once, when it is first asked for. :class:`Evaluator` makes measurements and
@@ -231,7 +231,7 @@ class Measurement:
     explainer : Explainer
     plan : Plan
     question : Target
-        What was asked of the images.
+        The target that was asked for.
     annotations : Annotations
 
     Examples
@@ -304,12 +304,12 @@ class Measurement:
         maps = self._first.maps(self.plan)
         if name not in maps:
             raise ValueError(
-                f"{name!r} comes from the first pass of a batch: ask for it before, in needs=."
+                f"{name!r} comes from the first pass of a batch. Ask for it beforehand, in needs=."
             )
         return maps[name]
 
     def map_peaks(self) -> Tensor:
-        """Return the largest absolute value of each map, NaN if it has one, (n_images,)."""
+        """Return the largest absolute value of each map, NaN if the map has NaN, (n_images,)."""
         maps = next(self.explained(name) for name in EXPLAINED if name in self.plan.explained)
         return torch.maximum(maps.amax(dim=sides(maps)), -maps.amin(dim=sides(maps)))
 
@@ -324,7 +324,7 @@ class Measurement:
 
     @property
     def target(self) -> Target:
-        """The question as the network's output resolved it, to be asked of changed images."""
+        """The target as the network's output resolved it, for changed images as well."""
         return self._first.target
 
     # Other passes
@@ -344,17 +344,17 @@ class Measurement:
         inputs, maps = self.batch.inputs, self["maps"]
         masked = inputs.with_images(inputs.images * maps[:, None].to(inputs.images.dtype))
         if "maps_of_masked" not in self.plan.quantities:
-            # The confidence alone needs no way back through the network.
+            # The confidence alone needs no backward pass.
             return None, self.explainer.output_of(masked)
         method, _ = self.plan.explained["maps"]
         return self.explain(masked, self.target, method)
 
     def explained_labels(self) -> list[Any]:
-        """Return the label of the class that is explained of each image."""
+        """Return the label of each image's explained class."""
         if self.target.indices is None:
             raise ValueError(
-                "Boxes and masks by class are for targets that are classes; give those of what is "
-                "explained, without a label."
+                "Boxes and masks by class are for targets that are classes. Give those of the "
+                "explained object, without a label."
             )
         return self._labels_of(self.target.indices[:, 0])
 
@@ -406,9 +406,9 @@ class Measurement:
         Parameters
         ----------
         output : Tensor
-            The network's, for these images or what became of them.
+            The network's output, for these images or for changed ones.
         target : Target
-            The question as this output resolved it.
+            The target as this output resolved it.
 
         Returns
         -------
@@ -429,7 +429,7 @@ class Measurement:
         return torch.as_tensor(right.reshape(len(right), -1).all(axis=1))
 
     def is_predicted_alike(self, output: Tensor) -> Tensor:
-        """Return whether an output of changed images predicts what the images' own does.
+        """Return whether the output for changed images predicts the same as the images' own.
 
         Parameters
         ----------
@@ -448,14 +448,14 @@ class Measurement:
     # By index, labels can be compared where the outputs are: the host need not wait for them.
 
     def _decided(self, output: Tensor) -> Tensor | None:
-        """Return the index of the predicted class, (n_images,); None where there is no one."""
+        """Return the index of the predicted class, (n_images,); None if there is no single one."""
         decided = self.explainer.decide(output)
         is_index = decided.ndim == 1 and not decided.is_floating_point()
         return decided if is_index and self.explainer.classes_ is not None else None
 
     @cached_property
     def true_classes(self) -> Tensor:
-        """The index of each image's true class, of one each; -1 if the network does not know it."""
+        """The index of each image's single true class; -1 if the network does not know it."""
         classes = np.asarray(self.explainer.classes_).tolist()
         known = {label: i for i, label in enumerate(classes)}
         indices = [known.get(label, -1) for label in self["labels"].tolist()]

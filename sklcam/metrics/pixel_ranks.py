@@ -1,8 +1,8 @@
-"""How high a map ranks the pixels of an object: of the brightest pixels, and of all of them.
+"""How high a map ranks the pixels of an object: among the brightest pixels, and among all.
 
-Only the order of the pixels counts. Pixels of one value have no order among themselves: each gets
-its share of the places that they have together, which is the mean over all orders. A pixel is the
-object's if at least half of it is.
+Only the order of the pixels counts. Pixels with the same value have no order: each gets its share
+of the places that they take together, which is the mean over all orders. A pixel belongs to the
+object if at least half of it does.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor, *, spatial_dims: int = 
     ----------
     maps : Tensor of shape (n_images, height, width)
     masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
-        Where the object is: a segmentation, 0 outside, or :func:`box_masks`. A pixel is the
-        object's if at least half of it is.
+        Where the object is: a segmentation, 0 outside, or :func:`box_masks`. A pixel
+        belongs to the object if at least half of it does.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better. A constant map gets the object's share
-    of the image, as any order would in the mean; one of zeros gets 0. NaN where there is no object,
+    of the image, as any order would on average; one of zeros gets 0. NaN where there is no object,
     or the map has NaN.
 
     Raises
@@ -49,7 +49,7 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor, *, spatial_dims: int = 
 
     Examples
     --------
-    Of the two brightest pixels one is on the object, which has two:
+    The object has two pixels, and one of the two brightest pixels is on it:
 
     >>> import torch
     >>> from sklcam.metrics import relevance_rank_accuracy
@@ -76,15 +76,15 @@ def topk_intersection(
     masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
         See :func:`relevance_rank_accuracy`.
     k : int, default=1000
-        A number of pixels, of the image at its own size in :func:`evaluate`. An object of fewer
-        pixels cannot be hit by all of them.
+        How many pixels; in :func:`evaluate`, pixels of the image at its own size. They cannot all
+        lie on an object that has fewer.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better. A constant map gets the object's share
-    of the image, as any order would in the mean; one of zeros, or without an object, gets 0. NaN
+    of the image, as any order would on average; one of zeros, or without an object, gets 0. NaN
     where the map has NaN.
 
     Raises
@@ -114,8 +114,8 @@ def topk_intersection(
 def pixel_auc(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tensor:
     """Area under the ROC curve of a map that tells the object's pixels from the others.
 
-    It is the probability that a pixel of the object is brighter than one outside; where they are
-    of one value, it counts half.
+    It is the probability that a pixel of the object is brighter than one outside; a pair with the
+    same value counts half.
 
     Parameters
     ----------
@@ -123,12 +123,12 @@ def pixel_auc(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tensor:
     masks : Tensor of shape (n_images, height, width), bool, integer or float in [0, 1]
         See :func:`relevance_rank_accuracy`.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
     Tensor of shape (n_images,), in [0, 1]; higher is better, 0.5 is chance. A constant map, also
-    one of zeros, gets 0.5. NaN where there is no object, nothing else, or the map has NaN.
+    one of zeros, gets 0.5. NaN if there is no object, or nothing else, or if the map has NaN.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def pixel_auc(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tensor:
 
     Examples
     --------
-    Of four pairs of a pixel inside and one outside, one is the wrong way round:
+    There are four pairs of a pixel inside and one outside; one is the wrong way round:
 
     >>> import torch
     >>> from sklcam.metrics import pixel_auc
@@ -164,18 +164,18 @@ def pixel_auc(maps: Tensor, masks: Tensor, *, spatial_dims: int = 2) -> Tensor:
 
 
 def _inside(maps: Tensor, masks: Tensor, spatial_dims: int) -> Tensor:
-    """Return which pixels are the object's, (n_images, n_pixels), bool."""
+    """Return which pixels belong to the object, (n_images, n_pixels), bool."""
     check_masks(maps, masks, spatial_dims)
     return mask_shares(masks).flatten(1) >= 0.5
 
 
 def _on_object(maps: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
-    """Return the share of the brightest pixels, of a number for each image, that are inside."""
+    """Return the share of each image's ``counts`` brightest pixels that are inside."""
     flat = maps.flatten(1)
     last = flat.sort(dim=1, descending=True).values.gather(1, counts[:, None] - 1)
     above, tied = flat > last, flat == last
     n_tied_places = counts - above.sum(dim=1)
-    # Each of the pixels that share the last places is there as often as any other.
+    # Pixels that share the last places take them equally often.
     share = n_tied_places / tied.sum(dim=1)
     n_hits = (above & inside).sum(dim=1) + share * (tied & inside).sum(dim=1)
     values = torch.where((flat == 0).all(dim=1), 0.0, n_hits / counts).to(maps.dtype)

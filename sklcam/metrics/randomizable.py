@@ -62,8 +62,8 @@ class Randomizable:
     Raises
     ------
     ValueError
-        If the network cannot be copied, it cannot be seen where its weights are used, or ``layers``
-        names others than it has.
+        If the network cannot be copied, if it is not visible where its weights are used, or if
+        ``layers`` names modules that it does not have.
     """
 
     def __init__(self, explainer: Explainer, inputs: Inputs, layers: Layers, seed: int):
@@ -74,7 +74,7 @@ class Randomizable:
         except (RuntimeError, TypeError) as error:
             raise ValueError(
                 f"The network cannot be copied, and its own weights must not change: {error}. "
-                "Locks, open files and tensors that have a graph are usually why; leave them out."
+                "The usual reasons are locks, open files and tensors with a graph. Leave them out."
             ) from error
         self._own = _tensors(self.explainer.adapter.network)
         self._trained, random_tensors = _tensors(network), _tensors(random)
@@ -87,17 +87,19 @@ class Randomizable:
         uses = _Uses(self._own)
         with uses:
             before = self.explainer.output_of(sample)
-        # Backwards, each layer where its last use is.
+        # Backwards, each layer at its last use.
         used = dict.fromkeys(_layer_of(name) for name in reversed(uses.names))
         learned = {_layer_of(name) for name in self._random}
         self._check_unseen(sorted(learned - used.keys()), sample, before)
         found = [layer for layer in used if layer in learned]
         if not found:
-            raise ValueError("The network's output depends on no weights: none can be made random.")
+            raise ValueError(
+                "The network's output does not depend on any weights, so none can be made random."
+            )
         self.layers = _grouped(found, layers, network)
 
     def _check_unseen(self, layers: Sequence[str], sample: Inputs, before: Tensor) -> None:
-        """Raise a ValueError if the output depends on layers of which nobody knows the place."""
+        """Raise a ValueError if the output depends on layers whose place is not known."""
         if not layers:
             return
         self._set(layers, self._random)
@@ -105,8 +107,8 @@ class Randomizable:
         self._set(layers, self._trained)
         if not torch.equal(before, after):
             raise ValueError(
-                f"It cannot be seen when the network uses its weights of {', '.join(layers[:5])}. "
-                "Compiled or scripted parts may hide it: give the network as it was before."
+                f"It is not visible when the network uses the weights of {', '.join(layers[:5])}. "
+                "Compiled or scripted parts may hide it. Give the network as it was before."
             )
 
     def steps(self, mode: Mode) -> Iterable[None]:
@@ -154,5 +156,7 @@ def _grouped(found: Sequence[str], layers: Layers, network: nn.Module) -> list[t
         groups.append(inside)
     every = sum(groups, ())
     if len(set(every)) < len(every):
-        raise ValueError(f"layers names a module, and another within it: {list(layers)}.")
+        raise ValueError(
+            f"layers names a module, and another within it: {list(layers)}. Leave one of them out."
+        )
     return sorted(groups, key=lambda group: found.index(group[0]))

@@ -42,7 +42,7 @@ def rejection_threshold(
     Returns
     -------
     float
-        Half-way between two maxima of maps; of thresholds that win as often, the lowest.
+        Halfway between two maxima of maps; among thresholds that win equally often, the lowest.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def rejection_threshold(
 
     Examples
     --------
-    Of five classes, each seen in a channel of its own, the first and the third are there:
+    There are five classes, each seen in its own channel; the first and the third are present:
 
     >>> import torch
     >>> from torch import nn
@@ -102,7 +102,8 @@ def rejection_threshold(
     peaks, pointed, present = np.concatenate(observed).T
     if np.isnan(peaks).any():
         raise ValueError(
-            f"{np.isnan(peaks).sum()} of {len(peaks)} maps have NaN: no threshold can be chosen."
+            f"{np.isnan(peaks).sum()} of {len(peaks)} maps have NaN, so no threshold can be "
+            "chosen. Leave their images out."
         )
     return _best_threshold(peaks, pointed > 0, present > 0)
 
@@ -114,7 +115,7 @@ def _best_threshold(peaks: np.ndarray, pointed: np.ndarray, present: np.ndarray)
     rejected_wins = ~present[order]
     # With the first i rejected and the others kept, for i from none to all of them.
     wins = np.r_[0, np.cumsum(rejected_wins)] + kept_wins.sum() - np.r_[0, np.cumsum(kept_wins)]
-    # As float32, in which maps are compared with it, a cut is still above the one that it rejects.
+    # Maps are compared with it in float32, where it must still be above the peak that it rejects.
     above = np.nextafter(peaks.astype(np.float32), np.float32(np.inf)).astype(float)
     cuts = np.r_[peaks[0], np.maximum((peaks[:-1] + peaks[1:]) / 2, above[:-1]), above[-1]]
     # Equal peaks are on one side.

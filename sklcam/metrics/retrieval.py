@@ -19,7 +19,7 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     Parameters
     ----------
     embeddings : array-like of shape (n_images, dim)
-        Of any length other than 0.
+        Vectors of any length other than 0.
     labels : array-like of shape (n_images,)
     k : int, default=1
 
@@ -63,7 +63,9 @@ def recall_at_k(embeddings: Any, labels: Any, k: int = 1) -> float:
     check_count("k, of the other images,", k, 1, n_images - 1)
     largest = np.abs(embeddings).max(axis=1, keepdims=True)
     if not (np.isfinite(largest) & (largest > 0)).all():
-        raise ValueError("Some embeddings are zero or not finite, and so have no neighbours.")
+        raise ValueError(
+            "Some embeddings are zero or not finite, and so have no neighbours. Leave them out."
+        )
     # Divided by the largest entry first: the squares of very short or long embeddings overflow or
     # vanish in float32.
     embeddings = (embeddings / largest).astype(np.float32)
@@ -82,14 +84,14 @@ def nearest_neighbors(
     queries : ndarray of shape (n_queries, dim)
     gallery : ndarray of shape (n_images, dim)
     k : int
-        How many of the gallery to find; at most as many as there are.
+        How many to find; at most as many as the gallery has.
     leave_one_out : bool, default=False
         Whether the queries are the gallery itself, where no image is its own neighbour.
 
     Returns
     -------
     indices : ndarray of shape (n_queries, k), int
-        The nearest first; of equally near ones, the first in the gallery.
+        The nearest first; if several are equally near, in the order of the gallery.
     similarities : ndarray of shape (n_queries, k)
         Their inner products.
 

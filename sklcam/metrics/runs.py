@@ -1,7 +1,7 @@
-"""An evaluation on its way: batch after batch, in one process or several, kept or written down.
+"""A running evaluation: batch after batch, in one process or several, in memory or in a folder.
 
-Nothing of a batch is kept but one value per image and metric. Values can be written to a folder,
-chunk by chunk, where work that was killed goes on, and several processes meet.
+Only one value per image and metric is kept. In a folder, values are written chunk by chunk, so that
+work that was killed can resume, and several processes can share it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Values = dict[str, np.ndarray]
 
 KIND = "values"
 _PARTS_PER_JOB = 4  # so that the progress bar moves before the end
-_A_BATCH = 32  # of a loader that does not say
+_A_BATCH = 32  # if a loader does not say
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Run(Generic[Observed]):
-    """Images that are opened, all that is known of them, and what is measured.
+    """Opened images, everything that is known about them, and what is measured.
 
     Attributes
     ----------
@@ -57,11 +57,11 @@ class Run(Generic[Observed]):
     X : images
         As the explainer takes them.
     opened : OpenedImages or None
-        The same, opened; None in another process, which opens them there.
+        X, opened; None in another process, which opens its own.
     question : Target
     annotations : Annotations
     plans : sequence of Plan
-        One for each method.
+        A plan for each method.
     reading : Reading
     observe : callable or None
     first_row : int
@@ -89,7 +89,7 @@ class Run(Generic[Observed]):
         return self._part(start, stop, X=self.X, opened=self.opened.subset(range(start, stop)))
 
     def elsewhere(self, start: int, stop: int) -> Run[Observed]:
-        """Return the same for another process, to which not all of X has to go."""
+        """Return the run over some of the images, for another process, which gets only those."""
         return self._part(start, stop, X=take_rows(self.X, range(start, stop)), opened=None)
 
     def _part(self, start: int, stop: int, **changed: Any) -> Run[Observed]:
@@ -106,9 +106,9 @@ class Run(Generic[Observed]):
         """Yield the rows of each batch, its values, and what the observer returned."""
         try:
             yield from self._measured()
-        except Exception as error:  # of any kind: it goes on to whoever called
+        except Exception as error:  # of any kind: it is raised again
             if self.opened is None and self.first_row:
-                error.add_note(f"Rows of X are counted from {self.first_row} on here.")
+                error.add_note(f"Rows of X are counted from {self.first_row} here.")
             raise
 
     def _measured(self) -> Iterator[tuple[range, dict[str, Tensor], list[Observed]]]:
@@ -136,7 +136,7 @@ class Run(Generic[Observed]):
 
 
 def column(i: int, name: str) -> str:
-    """Return what the values of a metric are called, those of the plan of this place."""
+    """Return the name of a metric's values by the plan at this place."""
     return f"{name} {i}" if i else name
 
 
@@ -185,7 +185,7 @@ def measure_to(
     shard: Shard | None,
     progress: bool,
 ) -> Values:
-    """Return the values of all images, by way of a folder that keeps each batch of them.
+    """Return the values of all images, with a folder that keeps those of each batch.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def measure_to(
     store : path-like
         The folder.
     target : Any
-        As a user asks for it.
+        The target, as the user gave it.
     n_jobs, shard, progress
         See :func:`evaluate`.
 
@@ -205,7 +205,7 @@ def measure_to(
     Raises
     ------
     ValueError
-        If what is there was begun with something else.
+        If the folder was begun with something else.
     """
     assert run.opened is not None
     n_images = len(run.opened)
@@ -231,8 +231,8 @@ def measure_to(
 
 
 def _of_run(run: Run[Any]) -> dict[str, Any]:
-    """Return what values depend on, beside the explainer, the images and the target."""
-    plan, known = run.plans[0], run.annotations  # plans differ in how they explain alone
+    """Return what values depend on, besides the explainer, the images and the target."""
+    plan, known = run.plans[0], run.annotations  # plans differ only in how they explain
     functions = [(name, metric.function) for name, metric in plan.metrics.items()]
     return {
         "metrics": list(plan.collected),
@@ -250,7 +250,7 @@ def _of_run(run: Run[Any]) -> dict[str, Any]:
 
 
 def write(run: Run[Any], folder: ChunkFolder, chunks: range, bar: tqdm | None = None) -> None:
-    """Measure images that are some chunks in a row, and write each chunk once it is complete."""
+    """Measure the images of successive chunks, and write each chunk once it is complete."""
     kept: list[dict[str, Tensor]] = []
     for rows, values, _ in run.measured():
         kept.append(values)
@@ -284,7 +284,7 @@ def _write_in_processes(
 
 
 def read_values(folder: ChunkFolder, names: Sequence[str]) -> Values:
-    """Return the values of all images, of a folder that is complete.
+    """Return the values of all images, from a complete folder.
 
     Raises
     ------
@@ -301,7 +301,7 @@ def read_values(folder: ChunkFolder, names: Sequence[str]) -> Values:
                 raise ValueError("there is not one value for each image")
         except Exception as error:  # a damaged archive has any of a dozen
             raise ValueError(
-                f"Chunk {chunk} of {str(folder.path)!r} is damaged ({error}): remove its file in "
+                f"Chunk {chunk} of {str(folder.path)!r} is damaged ({error}). Remove its file in "
                 "the folder 'done', and it is made again."
             ) from error
         parts.append(values)

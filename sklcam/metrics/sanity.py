@@ -33,7 +33,7 @@ LIKENESSES = get_args(Likeness)
 
 _N_OTHERS = 5  # maps of other images that each map is compared with
 _AT_A_TIME = 64
-_SAME = 0.95  # maps of different images that are so much alike leave nothing to tell them by
+_SAME = 0.95  # if maps of different images are this much alike, nothing sets them apart
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +85,7 @@ class SanityCheck:
 
     @property
     def steps(self) -> list[str]:
-        """What each step is called: by the layer that it reaches, or by the first and the last."""
+        """The name of each step: the layer that it reaches, or its first and last layers."""
         if self.mode == "cascading":
             return [names[-1] for names in self.layers]
         return [" to ".join(dict.fromkeys([names[0], names[-1]])) for names in self.layers]
@@ -142,10 +142,10 @@ class SanityCheck:
         :math:`s = 1`, and maps of which nothing is left have :math:`s = b`. A method is
         *insensitive* if its maps stay nearer to the first than to the second, :math:`s > (1 + b) /
         2`: more of their likeness is kept than lost. The verdict is given if the interval of the
-        mean over the images lies on one side; if it holds both, it *cannot be told*. The verdict on
-        classes is the same, with :math:`s` the likeness to the map of another class. If :math:`b`
-        is over 0.95, there is no room between the two, and the verdict is only that the maps are
-        the same for all images.
+        mean over the images lies on one side; if it covers both, it *cannot be told*. The verdict
+        on classes is the same, with :math:`s` the likeness to the map of another class. If
+        :math:`b` is over 0.95, there is no room between the two, and the verdict is only that the
+        maps are the same for all images.
 
         Parameters
         ----------
@@ -220,7 +220,7 @@ def _judged(values: np.ndarray, others: np.ndarray, what: str, level: float) -> 
         return f"insensitive to {what}"
     if high < 0:
         return f"sensitive to {what}"
-    return f"whether sensitive to {what} cannot be told from {len(values)} images"
+    return f"sensitivity to {what} cannot be told from {len(values)} images"
 
 
 def sanity_check(
@@ -246,18 +246,19 @@ def sanity_check(
     X : images
         In any form that the estimator takes; at least two. Each image is read once.
     method : str, Method, list of them, dict of names to them, or None, default=None
-        The explanations; None is the estimator's own. Several cost hardly more than one where they
+        The explanations; None is the estimator's own. Several cost hardly more than one if they
         share a pass.
     target : None, labels, Target or callable, default=None
         The target, one per image: see the estimator's ``explain``. With a callable there are no
         other classes.
     mode : {"cascading", "independent"}, default="cascading"
         "cascading" makes layers random one after the other, from the output backwards, and leaves
-        them so; "independent" makes only those of one step random, while all others stay trained.
+        them random; "independent" makes only those of one step random, while all others stay
+        trained.
     layers : int, None or sequence of str, default=16
         The number of steps, with layers divided evenly among them. None makes each layer a step.
-        Names of modules, in any order, make each of these with its contents a step, and leave the
-        rest of the network as it was trained.
+        With names of modules, in any order, each of these and its contents are a step, and the rest
+        of the network stays trained.
     random_state : int, RandomState or None, default=0
         Seeds the weights, the other classes and which images are compared.
     progress : bool, default=True
@@ -272,8 +273,8 @@ def sanity_check(
     NotFittedError
         If the estimator has not been fitted.
     ValueError
-        If an argument does not fit, an image would have several maps, maps are smaller than SSIM's
-        window of 11 x 11 pixels, or the network cannot be copied, nor a layer made random.
+        If an argument is not valid, an image would have several maps, maps are smaller than SSIM's
+        window of 11 x 11 pixels, the network cannot be copied, or a layer cannot be made random.
 
     Warns
     -----
@@ -282,12 +283,12 @@ def sanity_check(
 
     Notes
     -----
-    A layer is made random by its own ``reset_parameters``, as it was before training; batch
-    normalisation forgets its running statistics with that. A parameter without one, or left
-    unchanged by it, is drawn from a normal distribution with its own mean and deviation. All random
-    weights come from one draw: a step takes those of its layers. Layers are in the order in which
-    the network uses their weights, the last use counting where there are several; what the output
-    does not depend on, such as an auxiliary head, is left out.
+    A layer is made random by its own ``reset_parameters``, as it was before training; this also
+    resets batch normalisation's running statistics. A parameter of a layer that has none, or one
+    that it leaves unchanged, is drawn from a normal distribution with its own mean and deviation.
+    All random weights come from one draw: a step takes those of its layers. Layers are in the order
+    in which the network uses their weights; if it uses them several times, the last use counts.
+    Layers that the output does not depend on, such as an auxiliary head, are left out.
 
     It costs ``n_steps + 2`` explanations per image, and memory for two more copies of the network,
     one of them on the CPU, and for two maps of each image and method.
@@ -299,7 +300,7 @@ def sanity_check(
 
     Examples
     --------
-    Where there is an edge, whatever the network, and what the network takes for the class:
+    One method shows edges, whatever the network; the other, what the network takes for the class:
 
     >>> import torch
     >>> from torch import nn
@@ -332,10 +333,10 @@ def sanity_check(
     opened = explainer.open(X)
     n_images = len(opened)
     if n_images < 2:
-        raise ValueError("sanity_check compares maps of different images; give at least two.")
+        raise ValueError("sanity_check compares maps of different images. Give at least two.")
     question = explainer.as_target(target, n_images)
     if question.several:
-        raise ValueError("sanity_check explains one class per image; give one label each.")
+        raise ValueError("sanity_check explains one class per image. Give one label for each.")
     check_one_map(explainer, named.values(), "sanity_check")
     # An error if maps are too small.
     ssim_consistency(*torch.zeros(2, 1, *opened.image_size), spatial_dims=len(opened.image_size))
@@ -369,7 +370,7 @@ def _check_layers(layers: object) -> None:
 
 
 def _other_classes(explainer: Explainer, target: Target, rows: range, seed: int) -> Tensor | None:
-    """Draw a class for each image that is not the one explained; None if it is no class."""
+    """Draw a class other than the explained one for each image; None if targets are not classes."""
     if target.indices is None or explainer.classes_ is None or len(explainer.classes_) < 2:
         return None
     n_classes = len(explainer.classes_)
@@ -389,7 +390,7 @@ class _Comparison:
         self._n_vanished = dict.fromkeys(methods, 0)
 
     def begin(self, inputs: Inputs, question: Target) -> Target:
-        """Explain a batch by the trained network, and return the question as that answered it."""
+        """Explain a batch by the trained network, and return the resolved target."""
         self._now, target = self._explain(self._explainer, inputs, question)
         for name, (scaled, raw) in self._now.items():
             self._kept[name].append((scaled.float().cpu(), raw.float().cpu()))
@@ -418,7 +419,7 @@ class _Comparison:
     def _explain(
         self, explainer: Explainer, inputs: Inputs, target: Target | Tensor
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], Target]:
-        """Return the maps of each method, scaled and absolute, and what was explained."""
+        """Return the maps of each method, scaled and absolute, and the resolved target."""
         methods = list(self._methods.values())
         n_methods = len(methods)
         maps, _, resolved = explainer.explain_batch(
@@ -455,11 +456,11 @@ def _by_likeness(found: Mapping[str, Tensor]) -> dict[str, dict[str, np.ndarray]
 
 
 def _likeness(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
-    """Return the likeness of pairs of maps, (2, n_images), on the host, and how many are gone."""
+    """Return the likeness of pairs of maps, (2, n_images), on the host, and how many vanished."""
     (scaled, raw), (others, other_raw) = first, second
     was_constant = is_constant(raw)
     is_gone = (is_constant(other_raw) | ~other_raw.flatten(1).isfinite().all(dim=1)) & ~was_constant
-    n = raw.ndim - 1  # one map an image
+    n = raw.ndim - 1  # one map per image
     values = torch.stack(
         [
             rank_correlation(raw, other_raw, spatial_dims=n),
@@ -483,7 +484,7 @@ def _of_other_images(batches: Sequence[tuple[Tensor, Tensor]], seed: int) -> Ten
         values = torch.cat(
             [_likeness((s, r), (scaled[others], raw[others]))[0] for s, r, others in parts], dim=1
         )
-        # A map that is constant is not like any other, and says nothing.
+        # A constant map is not like any other, and shows nothing.
         values[:, is_constant(raw[partner])] = torch.nan
         found.append(values)
     return torch.stack(found).nanmean(dim=0)

@@ -73,8 +73,8 @@ class ExplanationScorer(BaseEstimator):
     ) -> float:
         """Return the metric of the estimator on X; higher is better."""
         metric, options = _metric_of(self.metric), self.options or {}
-        # Options of the metric go before evaluate's of the same name: consistency has a method of
-        # its own.
+        # Options of the metric take precedence over evaluate's of the same name: consistency has a
+        # method of its own.
         own = {name: options[name] for name in option_checks(metric).keys() & options.keys()}
         shared = {name: value for name, value in options.items() if name not in own}
         scorer = ExplanationScorers([self.metric], shared, {metric.name: own} if own else None)
@@ -140,7 +140,7 @@ class ExplanationScorers(BaseEstimator):
         wanted = {_scorer_name(metric): _metric_of(metric) for metric in self.metrics}
         method = (self.options or {}).get("method")
         if isinstance(method, Mapping | list | tuple):
-            raise ValueError(f"A scorer is of one method; got method={describe(method)}.")
+            raise ValueError(f"A scorer takes one method; got method={describe(method)}.")
         means = evaluate(
             estimator,
             X,
@@ -182,7 +182,7 @@ def get_scorer(metric: str | Metric, **options: Any) -> ExplanationScorer:
     Raises
     ------
     ValueError
-        If there is no such metric or option; the message names those there are.
+        If there is no such metric or option; the message names those that exist.
 
     Examples
     --------
@@ -269,14 +269,14 @@ def consistent_and_accurate(
     -------
     callable of (cv_results)
         For ``refit=`` of ``GridSearchCV`` and ``RandomizedSearchCV``. It takes ``cv_results_`` and
-        returns the index of a candidate; of equally consistent ones, the most accurate. Candidates
-        without a score, being NaN, are not chosen. It raises a ValueError if there are no such
-        scores, or none that is a number.
+        returns the index of a candidate; among equally consistent ones, the most accurate.
+        Candidates whose score is NaN are not chosen. It raises a ValueError if there are no such
+        scores, or none is a number.
 
     Raises
     ------
     ValueError
-        If the tolerance is not a number >= 0, or a name is no str.
+        If the tolerance is not a number >= 0, or a name is not a str.
 
     Notes
     -----
@@ -303,7 +303,7 @@ def consistent_and_accurate(
     check_number("tolerance", tolerance, 0)
     for name in (accuracy, consistency):
         if not isinstance(name, str):
-            raise ValueError(f"A score has a name, such as 'accuracy'; got {describe(name)}.")
+            raise ValueError(f"A score needs a name, such as 'accuracy'; got {describe(name)}.")
     return partial(
         _most_consistent, tolerance=tolerance, accuracy=accuracy, consistency=consistency
     )
@@ -352,13 +352,13 @@ def _metric_of(metric: str | Metric) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if not isinstance(metric, str):
-        raise ValueError(f"A scorer has a name, such as 'adcc'; got {describe(metric)}.")
+        raise ValueError(f"A scorer needs a name, such as 'adcc'; got {describe(metric)}.")
     names = {_scorer_name(get_metric(name)): name for name in available()}
     if metric in names:
         return get_metric(names[metric])
     if f"neg_{metric}" in names:
         raise ValueError(
-            f"Lower is better for {metric!r}, and higher for scorers: use 'neg_{metric}'."
+            f"Lower is better for {metric!r}, and higher for scorers. Use 'neg_{metric}'."
         )
     raise ValueError(f"There is no scorer {metric!r}. {suggestion(metric, names)}")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int = 2) -> Tensor:
-    r"""The largest change of a map, relative to the map, among images near its own.
+    r"""The largest change of a map, relative to the map, among images close to its own.
 
     .. math:: \max_{\|\delta\|_\infty \le r}
               \frac{\|\Phi(x + \delta) - \Phi(x)\|_2}{\|\Phi(x)\|_2}
@@ -30,11 +30,11 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int =
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width)
-        The method's own, *not* scaled to [0, 1].
+        The method's own maps, *not* scaled to [0, 1].
     neighbour_maps : Tensor of shape (n_samples, n_images, height, width)
-        Those of images near to each.
+        The maps of images close to each image.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -44,8 +44,8 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int =
     Raises
     ------
     ValueError
-        If the maps are not a floating-point tensor of shape (n_images, height, width), or the
-        others not one of several of them for each on the same device.
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or
+        ``neighbour_maps`` is not a tensor of one or several more for each on the same device.
 
     References
     ----------
@@ -62,8 +62,8 @@ def max_sensitivity(maps: Tensor, neighbour_maps: Tensor, *, spatial_dims: int =
     number.
 
     Methods that draw random numbers, such as RISE and SmoothGradCAM++, draw the same for all of
-    these images: by their ``random_state`` if it is an int, and else by a seed of the evaluation's.
-    So the measured change comes from the image, not from the draws.
+    these images: by their ``random_state`` if it is an int, and otherwise by a seed of the
+    evaluation. So the measured change comes from the image, not from the draws.
 
     A map that never changes, such as that of ``method="uniform"``, is perfectly stable: read it
     beside a metric that such a map fails.
@@ -96,14 +96,14 @@ def local_lipschitz(
     Parameters
     ----------
     maps : Tensor of shape (n_images, height, width)
-        The method's own, *not* scaled to [0, 1]: networks and methods whose maps have different
-        units cannot be compared; use :func:`max_sensitivity` for that.
+        The method's own maps, *not* scaled to [0, 1]: networks and methods whose maps have
+        different units cannot be compared; use :func:`max_sensitivity` for that.
     neighbour_maps : Tensor of shape (n_samples, n_images, height, width)
-        Those of images near to each.
+        The maps of images close to each image.
     distances : Tensor of shape (n_samples, n_images)
-        How far these are from it, by the 2-norm of what was added to the network's input.
+        How far these are from it: the 2-norm of what was added to the network's input.
     spatial_dims : {2, 3}, default=2
-        How many sides a map has: 3 of volumes, (n_images, depth, height, width).
+        How many sides a map has: 3 for volumes, (n_images, depth, height, width).
 
     Returns
     -------
@@ -113,8 +113,9 @@ def local_lipschitz(
     Raises
     ------
     ValueError
-        If the maps are not a floating-point tensor of shape (n_images, height, width), or the
-        others not one of several of them for each, with a distance, on the same device.
+        If the maps are not a floating-point tensor of shape (n_images, height, width), or
+        ``neighbour_maps`` is not a tensor of one or several more for each, with a distance, on the
+        same device.
 
     References
     ----------
@@ -160,7 +161,7 @@ def _unless_blank(maps: Tensor, values: Tensor) -> Tensor:
 
 
 def neighbours(measurement: Measurement) -> tuple[Tensor, Tensor]:
-    """Draw images near to those of a batch, and explain the same of them.
+    """Draw images close to those of a batch, and explain them for the same targets.
 
     Parameters
     ----------
@@ -182,6 +183,6 @@ def neighbours(measurement: Measurement) -> tuple[Tensor, Tensor]:
         noise = torch.from_numpy(2 * noise - 1).to(images.device, images.dtype) * radius
         changed = inputs.with_images(images + noise)
         maps.append(measurement.explain(changed, measurement.target, method, normalize=scaled)[0])
-        # What half precision rounds off was not added.
+        # Half precision rounds off a part of the noise, which is then not added.
         distances.append((changed.images - images).flatten(1).float().norm(dim=1))
     return torch.stack(maps), torch.stack(distances)

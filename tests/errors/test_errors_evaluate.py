@@ -53,7 +53,7 @@ REFUSALS: dict[str, list[Row]] = {
             NotFittedError,
         ),
         ("no images", lambda: sanity(X=None), "X is None"),
-        ("one image", lambda: sanity(X=X[:1]), "maps of different images; give at least two"),
+        ("one image", lambda: sanity(X=X[:1]), "maps of different images. Give at least two"),
         ("a method", lambda: sanity(method="gradcm"), "Did you mean: gradcam"),
         ("channels", lambda: sanity(method=cam.Saliency("keep")), "sanity_check measures one map"),
         ("a mode", lambda: sanity(mode="top down"), "mode must be .* got 'top down'"),
@@ -75,7 +75,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "groups of the class",
             lambda: evaluate(groups={"class": Y}),
-            '"class" are the true labels, y',
+            '"class" is reserved for the true labels, y',
         ),
         (
             "few of a grouping",
@@ -159,7 +159,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "boxes in shares",
             lambda: evaluate("pointing_game", boxes=[[[0, 0.5, 1, 1]]] * 12),
-            "in pixels of each image, not in shares",
+            "in pixels of each image, not as shares",
         ),
         ("few masks", lambda: evaluate(masks=X[:3]), "masks has 3 entries for 12 images"),
         (
@@ -372,17 +372,17 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "several methods",
             lambda: metrics.get_scorer("sparsity", method=["cam"])(fitted(), X),
-            "A scorer is of one method; got method=a list",
+            "A scorer takes one method; got method=a list",
         ),
         ("a slip", lambda: metrics.get_scorer("adc"), "no scorer 'adc'. Did you mean: adcc"),
-        ("None", lambda: metrics.get_scorer(None), "A scorer has a name, .* got None"),
-        ("a list", lambda: metrics.get_scorer(["adcc"]), "A scorer has a name, .* got a list"),
+        ("None", lambda: metrics.get_scorer(None), "A scorer needs a name, .* got None"),
+        ("a list", lambda: metrics.get_scorer(["adcc"]), "A scorer needs a name, .* got a list"),
         (
             "the wrong way",
             lambda: metrics.get_scorer("average_drop"),
-            "Lower is better for 'average_drop', .*: use 'neg_average_drop'",
+            "Lower is better for 'average_drop', .* Use 'neg_average_drop'",
         ),
-        ("a curve", lambda: metrics.get_scorer("dauc"), "use 'neg_dauc'"),
+        ("a curve", lambda: metrics.get_scorer("dauc"), "Use 'neg_dauc'"),
         ("a sign", lambda: metrics.get_scorer("neg_adcc"), "no scorer 'neg_adcc'. Did you mean"),
         ("a mean", lambda: metrics.get_scorer("mean_adcc"), "There is no scorer 'mean_adcc'"),
         ("nothing", lambda: metrics.get_scorer(""), "There are: accuracy, adcc"),
@@ -412,7 +412,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "a scorer for a name",
             lambda: metrics.consistent_and_accurate(consistency=metrics.get_scorer("adcc")),
-            "A score has a name, .* got a",
+            "A score needs a name, .* got a",
         ),
         (
             "no such score",
@@ -432,7 +432,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("None", lambda: metrics.explanation_scorer(None), "a sequence of names; got None"),
         ("none", lambda: metrics.explanation_scorer([]), "metrics is empty"),
         ("a slip", lambda: metrics.explanation_scorer(["adc"]), "Did you mean: adcc"),
-        ("second", lambda: metrics.explanation_scorer(["adcc", "dauc"]), "use 'neg_dauc'"),
+        ("second", lambda: metrics.explanation_scorer(["adcc", "dauc"]), "Use 'neg_dauc'"),
         (
             "an option of one",
             lambda: metrics.explanation_scorer(["adcc"], metric_params={"adcc": {"n_steps": 5}})(

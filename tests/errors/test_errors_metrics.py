@@ -257,7 +257,7 @@ REFUSALS: dict[str, list[Row]] = {
     "box_masks": [
         ("None", lambda: metrics.box_masks(None, (4, 4)), "boxes for each image; got None"),
         ("text", lambda: metrics.box_masks("abc", (4, 4)), "boxes for each image; got a str"),
-        ("no images", lambda: metrics.box_masks([], (4, 4)), "boxes of at least one image; got"),
+        ("no images", lambda: metrics.box_masks([], (4, 4)), "boxes for at least one image; got"),
         ("words", lambda: metrics.box_masks(["abc"], (4, 4)), r"\(x1, y1, x2, y2\).* got a str"),
         (
             "five",
@@ -270,7 +270,11 @@ REFUSALS: dict[str, list[Row]] = {
         ("no size", lambda: metrics.box_masks([BOX], (0, 4)), r"size must be .* got \(0, 4\)"),
     ],
     "box_iou": [
-        ("None", lambda: metrics.box_iou(None, BOX), r"boxes must be .*\(\.\.\., 4\); got None"),
+        (
+            "None",
+            lambda: metrics.box_iou(None, BOX),
+            r"boxes must be .*\(\.\.\., 4\), or \(\.\.\., 6\) for volumes; got None",
+        ),
         ("lists", lambda: metrics.box_iou(BOX, [0, 0, 1, 1]), "others must be a Tensor .* a list"),
         ("triples", lambda: metrics.box_iou(MORE, BOX), r"boxes must be .* shape \(3,\)"),
         ("2 and 3", lambda: metrics.box_iou(torch.rand(2, 4), torch.rand(3, 4)), "must broadcast"),
@@ -285,7 +289,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "2 for 1",
             lambda: metrics.localization_accuracy(BOX, [BOX, BOX]),
-            "of 1 images; got those",
+            "for 1 images; got boxes",
         ),
         ("five", lambda: metrics.localization_accuracy(torch.rand(1, 5), [BOX]), r"\(\.\.\., 4\)"),
         (
@@ -321,7 +325,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "5",
             lambda: metrics.seeds_iou(IMAGES, MAPS.long() + 5),
-            "have a class 5; there are 1 maps",
+            "have a class 5, and there are 1 maps",
         ),
         ("shares", lambda: metrics.seeds_iou(IMAGES, MAPS), "segmentations must be integers"),
         ("smaller", lambda: metrics.seeds_iou(IMAGES, MAPS[:, 1:].long()), r"\(2, 11, 12\)"),

@@ -197,7 +197,7 @@ def test_boxes_in_other_coordinates_are_refused():
     images = floor_of(0.5).repeat(2, 1, 1, 1)
     estimator = CAMExplainer(Floor(), target_layer="same", verbose=0).fit(images)
     shares = [[[0.1, 0.2, 0.9, 1.0]], [[0.0, 0.0, 1.0, 1.0]]]
-    with pytest.raises(ValueError, match="in pixels of each image, not in shares of its width"):
+    with pytest.raises(ValueError, match="in pixels of each image, not as shares of its width"):
         measure(estimator, images, metrics="heatmap_ratio", boxes=shares)
     for box in ([8, 0, 9, 4], [0, 80, 40, 90], [-5, 0, 0, 4]):
         with pytest.raises(ValueError, match=r"boxes\[1\] has no box in its image of 8 x 8"):

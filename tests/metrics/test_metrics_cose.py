@@ -348,7 +348,7 @@ def test_random_weights_are_part_of_it_by_default():
         ({"n_magnitudes": 61}, "n_magnitudes must be .* 60; got 61"),
         ({"randomized": 1}, "randomized must be True or False"),
         ({"checkpoints": "early.pt"}, "checkpoints must be a list of state dicts"),
-        ({"checkpoints": [{}]}, r"checkpoints\[0\] is not of the network (.|\n)*Missing key"),
+        ({"checkpoints": [{}]}, r"checkpoints\[0\] does not fit the network (.|\n)*Missing key"),
     ],
 )
 def test_refusals(change, match):

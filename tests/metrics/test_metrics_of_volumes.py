@@ -415,7 +415,7 @@ def test_references_of_volumes_by_hand():
     ("shape", "message"),
     [
         ((16, 16), r"references\[0\] must be a map of numbers, \(depth, height, width\)"),
-        ((8, 16, 16), "is of 8 x 16 x 16 voxels, and its image of 16 x 16 x 16: .* as a cube"),
+        ((8, 16, 16), r"is of 8 x 16 x 16 voxels, and its image of 16 x 16 x 16\. .* as a cube"),
         ((16, 8, 16), "is of 16 x 8 x 16 voxels"),
         ((16, 16, 8), "is of 16 x 16 x 8 voxels"),
     ],

@@ -340,7 +340,7 @@ def test_networks_that_answer_nothing_are_neither_right_nor_wrong():
         )  # fmt: skip
     for values in result.values():
         assert_array_equal(np.isnan(values), [False, True, False, False])
-    with pytest.raises(ValueError, match="maps have NaN: no threshold can be chosen"):
+    with pytest.raises(ValueError, match="maps have NaN, so no threshold can be chosen"):
         rejection_threshold(estimator, images, LABELS, boxes=BOXES)
 
 

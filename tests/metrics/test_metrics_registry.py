@@ -146,7 +146,7 @@ def test_a_registered_metric_goes_by_its_name(registered):
     expected = measure(explainer(), metrics=PEAK)["peak_share"]
     assert_array_equal(measure(explainer(), metrics="peak_share")["peak_share"], expected)
     assert get_scorer("neg_peak_share")(explainer(), IMAGES) == pytest.approx(-expected.mean())
-    with pytest.raises(ValueError, match="use 'neg_peak_share'"):
+    with pytest.raises(ValueError, match="Use 'neg_peak_share'"):
         get_scorer("peak_share")
     assert row_meaning("peak_share") == PEAK.meaning
     with pytest.raises(ValueError, match="There is a metric 'peak_share' already"):

@@ -264,7 +264,7 @@ def test_the_rule_of_the_verdict():
     assert of([[0.5], [0.5], [0.5]], [0.2] * 3).verdict()["m"] == "sensitive to the weights"
     assert of([[0.5, 0.9], [0.5, 0.9]], [0.2] * 2).verdict()["m"].startswith("insensitive")
     told = of([[0.9], [0.2], [0.6]], [0.2] * 3).verdict()["m"]
-    assert told == "whether sensitive to the weights cannot be told from 3 images"
+    assert told == "sensitivity to the weights cannot be told from 3 images"
     assert of([[0.3]] * 3, [0.96] * 3).verdict()["m"] == "its maps are the same for all images"
     nan = np.nan
     assert of([[0.5], [nan]], [0.2, nan]).verdict()["m"] == "sensitive to the weights"
@@ -387,7 +387,7 @@ def test_weights_that_nobody_sees_in_use_are_refused(monkeypatch):
             super().__init__({name: each for name, each in tensors.items() if name[0] != "4"})
 
     monkeypatch.setattr(randomizable, "_Uses", Blind)
-    with pytest.raises(ValueError, match="cannot be seen when the network uses its weights of 4"):
+    with pytest.raises(ValueError, match="is not visible when the network uses the weights of 4"):
         checked()
 
 
@@ -444,7 +444,7 @@ def test_estimators():
         ({"layers": ["9"]}, "no module '9'"),
         ({"layers": ["7"]}, "7 has no weights that the output depends on"),
         ({"layers": [8]}, "layers must be names of modules"),
-        ({"X": IMAGES[:1]}, "compares maps of different images; give at least two"),
+        ({"X": IMAGES[:1]}, "compares maps of different images. Give at least two"),
         ({"X": IMAGES[..., :10]}, "window of 11 x 11 pixels"),
         ({"target": [[0, 1]] * N}, "explains one class per image"),
         ({"method": "nothing"}, "no method 'nothing'"),

@@ -427,7 +427,7 @@ def one(box):
         ({"boxes": BOXES[:59]}, "boxes must have one entry for each of 60 images; got 59"),
         ({"boxes": 3}, "boxes must be a list with the boxes of each image"),
         ({"boxes": one([[3, 3, 1, 5]])}, r"boxes\[0\]: A box is \(x1, y1, x2, y2\) with x1 < x2"),
-        ({"boxes": one([0.1, 0.2, 0.3, 0.4])}, r"in pixels of each image, not in shares"),
+        ({"boxes": one([0.1, 0.2, 0.3, 0.4])}, r"in pixels of each image, not as shares"),
         (
             {"boxes": one([20, 1, 30, 5])},
             r"boxes\[0\] lie outside the image, which",
