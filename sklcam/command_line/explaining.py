@@ -32,7 +32,7 @@ from sklcam.command_line.results import Result
 from sklcam.explain.base import ExplainedBatch, Explainer
 from sklcam.explain.checks import remark
 from sklcam.explain.fingerprints import dependencies, described, digest
-from sklcam.explain.predictions import class_names, predictions
+from sklcam.explain.predictions import names_of_outputs, predictions
 from sklcam.explain.stored import chunk_size_for, open_folder, runs_of
 from sklcam.images.pictures import to_picture
 from sklcam.plotting.pages import overlay, thumbnail_size
@@ -143,8 +143,7 @@ class _Writer:
         self._explainer, self._arguments = explainer, arguments
         self._images, self._asked = images, target
         self._names = [os.path.relpath(image, root) for image in images]
-        names = explainer.output_names
-        self._classes = class_names(explainer) or ([] if names is None else [*map(str, names)])
+        self._classes = names_of_outputs(explainer)
         self._method = explainer.as_method(arguments.method)
         self._opened = explainer.open(
             images, originals=not arguments.no_overlays, num_workers=arguments.workers

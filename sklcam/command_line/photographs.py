@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sklcam._progress import tqdm
 from sklcam.datasets import find_images, load_class_folders
 from sklcam.explain.base import Explainer
-from sklcam.explain.predictions import class_names
+from sklcam.explain.predictions import names_of_outputs
 from sklcam.images.unreadable import unreadable_files
 
 _OF_FOLDER = "true"
@@ -149,7 +149,7 @@ def target_of(arguments: Namespace, explainer: Explainer, labels: list[str] | No
         return None
     known = explainer.output_names
     labels_known = [] if known is None else known.tolist()
-    names = class_names(explainer) or [str(label) for label in labels_known]
+    names = names_of_outputs(explainer)
     if text == _OF_FOLDER:
         if text in names:
             raise ValueError(

@@ -137,3 +137,19 @@ def class_names(explainer: Explainer) -> list[str]:
     # ImageNet has two classes with the name crane. Only their numbers tell them apart.
     count = Counter(texts)
     return [f"{text} [{i}]" if count[text] > 1 else text for i, text in enumerate(texts)]
+
+
+def names_of_outputs(explainer: Explainer) -> list[str]:
+    """Return what a target may name as text: the classes, or the numbers of a regression.
+
+    Parameters
+    ----------
+    explainer : Explainer
+
+    Returns
+    -------
+    list of str
+        One for each output; empty if the outputs have no names.
+    """
+    names = explainer.output_names
+    return class_names(explainer) or ([] if names is None else [*map(str, names.tolist())])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sklcam.embeddings import EmbeddingCAMExplainer
 from sklcam.explain.checks import remark
-from sklcam.explain.predictions import NO_ANSWER, Prediction, class_names, predictions
+from sklcam.explain.predictions import NO_ANSWER, Prediction, names_of_outputs, predictions
 from sklcam.images.pictures import to_picture
 from sklcam.metrics import Measurement, ssim_consistency
 from sklcam.plotting.pages import fitting_uri, image_uri, map_uri, mask_uri, thumbnail_size
@@ -164,8 +164,7 @@ class Look:
 def _explained(measurement: Measurement) -> list[str]:
     """Return the class that is explained of each image, where it was chosen; none otherwise."""
     chosen, explainer = measurement.question.indices, measurement.explainer
-    names = explainer.output_names
-    classes = class_names(explainer) or ([] if names is None else [*map(str, names)])
+    classes = names_of_outputs(explainer)
     return [classes[i] for i in chosen[:, 0].tolist()] if chosen is not None and classes else []
 
 
