@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklcam._callers import level_of_user
+
 __all__ = ["ExplanationCheck", "ExplanationWarning", "checked"]
 
 
@@ -133,4 +135,4 @@ class ExplanationCheck:
                 "is saturated, or the image has no evidence."
             )
         if message:
-            warnings.warn(" ".join(message), ExplanationWarning, stacklevel=3)
+            warnings.warn(" ".join(message), ExplanationWarning, stacklevel=level_of_user())

@@ -17,6 +17,7 @@ import torch
 from joblib import effective_n_jobs
 from sklearn.utils import check_random_state
 
+from sklcam._callers import level_of_user
 from sklcam._folders import Shard, check_shard
 from sklcam._progress import tqdm
 from sklcam._validation import draw_seed
@@ -500,7 +501,7 @@ class Evaluator(Generic[Observed]):
             warnings.warn(
                 f"{n_constant} of {len(self.opened)} images have a constant map, their own or "
                 "their view's; each counts as 0.",
-                stacklevel=4,
+                stacklevel=level_of_user(),
             )
         check = ExplanationCheck()
         if "map_peaks" in values:

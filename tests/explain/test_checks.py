@@ -15,6 +15,7 @@ from sklcam import CAMExplainer, ConsistentCAMClassifier, EmbeddingCAMExplainer
 from sklcam.cam import ExcitationBackprop, GradCAM, Saliency, TopK, available, min_max
 from sklcam.explain import ExplanationCheck, ExplanationWarning
 from sklcam.explain.predictions import predictions
+from sklcam.metrics import Evaluator, evaluate
 
 X = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 CONTROLS = {"fakecam", "uniform"}  # are what they are, whatever the network
@@ -217,3 +218,22 @@ def test_counting_does_not_wait_for_the_device(monkeypatch):
 def test_what_is_neither_true_nor_false_is_not_taken_for_true(options, match):
     with pytest.raises(ValueError, match=match):
         explainer(head(1.0)).explain(X, **options)
+
+
+def test_warnings_point_to_the_line_that_called_the_library():
+    """However deep in the library they come from, and out of a generator or not."""
+    blank = explainer(head(-1.0, -2.0))
+    evaluator = Evaluator(blank, X, metrics=("sparsity", "consistency"))
+    calls = (
+        lambda: blank.explain(X),
+        lambda: list(blank.iter_explain(X)),
+        lambda: evaluator.run(progress=False),
+        lambda: evaluator.run_each(progress=False),
+        lambda: evaluate(blank, 0 * X, metrics="consistency", progress=False),
+        lambda: Evaluator(blank, 0 * X, metrics="consistency").run_each(progress=False),
+    )
+    for call in calls:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            call()
+        assert warned and {each.filename for each in warned} == {__file__}

@@ -1,0 +1,29 @@
+"""Who called the library: warnings point to the user's line, and not to one of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_BETWEEN = contextlib.__file__  # whose frames lie between two of ours
+
+
+def level_of_user() -> int:
+    """Return the ``stacklevel`` by which a warning points to the line that called the library.
+
+    Call it in the arguments of ``warnings.warn``. Python 3.12 has ``skip_file_prefixes`` for this.
+
+    Examples
+    --------
+    >>> from sklcam._callers import level_of_user
+    >>> level_of_user()  # 1 is the line that warns
+    1
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(_OURS) or frame.f_code.co_filename == _BETWEEN
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
