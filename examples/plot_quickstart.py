@@ -7,8 +7,9 @@ should be cropped or flipped with it, but often it is not. This example shows ho
 trained on ImageNet is from that. Then it trains a classifier of scanned digits twice: on labels
 alone, and with the consistency loss, which asks for just that.
 
-If you run this script yourself, it saves the pictures. With your own images, sorted into one folder
-per class, it fine-tunes the network of the first part on them, without and with the loss::
+If you run this script yourself, it saves the pictures in the folder where you are, or in the one
+that ``--out`` names. With your own images, sorted into one folder per class, it fine-tunes the
+network of the first part on them, without and with the loss::
 
     python examples/plot_quickstart.py --data birds --classes 10 --epochs 10
 """
@@ -40,7 +41,7 @@ def read_options():
     parser.add_argument("--classes", type=int, help="use the first N classes only")
     parser.add_argument("--image-size", type=int, help="default: 32 for digits, 128 for a folder")
     parser.add_argument("--epochs", type=int, help="default: 12; for a folder, 6 or more")
-    parser.add_argument("--output", type=Path, help="folder for the pictures")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures")
     parser.add_argument("--verbose", action="store_true", help="log every epoch")
     # While the gallery is built, the command line is Sphinx's.
     alone = __name__ == "__main__" and "sphinx_gallery" not in sys.modules
@@ -78,7 +79,7 @@ probabilities = explainer.predict_proba(images)
 # similarity, is 1 for equal maps.
 
 views = ViewSampler(scale=(0.3, 1.0))
-display = ViewPairDisplay.from_estimator(explainer, images, views=views, cmap="magma")
+display = ViewPairDisplay.from_estimator(explainer, images, views=views)
 
 # %%
 # A single view may be lucky, so here are the mean and the lowest value of ten.
@@ -105,13 +106,12 @@ print(f"{'mean':12}{'':20}{np.mean(draws):19.2f}\n", flush=True)
 
 
 def save(display, name):
-    """Save a picture; without --data, where the README expects it."""
-    here = Path(__file__).resolve().parents[1] / "docs" / "images"
-    by_default = here if here.is_dir() and not options.data else Path()
-    path = (options.output or by_default) / f"{name}.png"
+    """Save a picture in the folder that was given, or where the script was started."""
+    path = options.out / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     display.figure_.savefig(path, dpi=100)
-    Image.open(path).convert("RGB").quantize(256).save(path)  # a quarter of the bytes
+    picture = Image.open(path).convert("RGB")
+    picture.quantize(palette=picture.quantize(256)).save(path)  # dithered: a third of the bytes
     print(f"The picture is in {path}\n", flush=True)
 
 
@@ -283,7 +283,6 @@ display = ViewPairDisplay.from_estimator(
     {described(name): clf for name, clf in classifiers.items()},
     X_test[shown],
     views=views,
-    cmap="magma",
 )
 
 # %%
