@@ -6,6 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
+from class_pages import GroupedMembers
+
 project = "sklcam"
 author = "The sklcam developers"
 copyright = "2026, The sklcam developers"
@@ -26,6 +28,7 @@ nitpicky = True  # a link to a name that is not there is an error
 nitpick_ignore_regex = [("py:.*", r"(sklearn|skorch)\..*")]  # documented elsewhere
 
 autosummary_generate = True
+autosummary_context = {"grouped_members": GroupedMembers()}
 autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which say more
 autodoc_inherit_docstrings = False  # skorch documents its own methods
 numpydoc_show_class_members = False  # the class template lists them
