@@ -38,7 +38,6 @@ def origin_of_open_clip(network: nn.Module) -> Origin | None:
                 _MODES[mode],  # type: ignore[arg-type]
                 interpolation=says.get("interpolation", "bicubic"),
                 fill=(fill / 255,),
-                rounds_down=True,  # by torchvision's CenterCrop
             ),
             mean=tuple(says["mean"]),
             std=tuple(says["std"]),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sklcam
 from sklcam import EmbeddingCAMExplainer
 from sklcam.embeddings import Text
+from sklcam.images.frames import resize_image
 from sklcam.networks import TargetLayer, origin_of
 
 PROMPTS = ["a cat", "a dog", "the sea"]
@@ -142,6 +144,20 @@ def test_how_open_clip_prepares_images():
     assert (found.resizing.mode, found.resizing.interpolation) == ("center_crop", "bicubic")
     network.visual.preprocess_cfg["resize_mode"] = "other"
     assert not origin_of(network).preprocessing.is_settled
+
+
+@pytest.mark.parametrize("width", [35, 37, 39])
+def test_crops_of_open_clip_are_its_own_to_the_pixel(width):
+    """An excess of 3 pixels has its middle between two, as one of 5 or 7 has."""
+    open_clip = pytest.importorskip("open_clip")
+    network = of_open_clip()
+    network.visual.preprocess_cfg = {"size": (32, 32), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    pixels = torch.randint(256, (3, 32, width), generator=torch.Generator().manual_seed(0))
+    image = pixels.to(torch.uint8)
+    own = open_clip.image_transform((32, 32), is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3)
+    expected = own(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    resizing = origin_of(network).preprocessing.resizing
+    torch.testing.assert_close(resize_image(image, (32, 32), resizing) / 255, expected)
 
 
 def test_embeddings_of_prompts_need_no_tokenizer():
