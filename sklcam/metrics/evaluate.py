@@ -230,7 +230,7 @@ def evaluate(
     check_shard(shard)
     several = isinstance(method, Mapping | list | tuple)
     if shard is not None and store is None:
-        raise ValueError("shard= is for processes that share a folder: give its path as store=.")
+        raise ValueError("shard= is for processes that share a folder. Give its path as store=.")
     evaluator: Evaluator[None] = Evaluator(
         estimator,
         X,

@@ -130,7 +130,7 @@ class Randomizable:
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, those of several names once."""
+    """Return parameters and buffers by name, each of them once."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 

@@ -150,7 +150,7 @@ class Metric:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"A metric needs a name; got {describe(self.name)}.")
         if self.name in QUANTITIES:
-            raise ValueError(f"{self.name!r} is the name of a quantity; choose another.")
+            raise ValueError(f"{self.name!r} is the name of a quantity. Choose another.")
         check_callable("function", self.function, "of the quantities that the metric needs")
         if isinstance(self.needs, str) or not isinstance(self.needs, Sequence):
             raise ValueError(f"needs must be a tuple of names; got {describe(self.needs)}.")
@@ -186,12 +186,12 @@ def register(metric: Metric) -> None:
     >>> register(Metric("adcc", max, needs=("coherency", "complexity")))
     Traceback (most recent call last):
     ...
-    ValueError: There is a metric 'adcc' already; choose another name.
+    ValueError: There is a metric 'adcc' already. Choose another name.
     """
     if not isinstance(metric, Metric):
         raise ValueError(f"register takes a Metric; got {describe(metric)}.")
     if _REGISTERED.setdefault(metric.name, metric) is not metric:
-        raise ValueError(f"There is a metric {metric.name!r} already; choose another name.")
+        raise ValueError(f"There is a metric {metric.name!r} already. Choose another name.")
 
 
 def available() -> list[str]:
@@ -248,7 +248,7 @@ def get_metrics(metrics: str | Metric | Iterable[str | Metric]) -> dict[str, Met
         raise ValueError(f"metrics must be a name or a sequence of names; got {describe(metrics)}.")
     asked = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
     if not asked:
-        raise ValueError("metrics is empty; name at least one.")
+        raise ValueError("metrics is empty. Name at least one.")
     found = [get_metric(metric) for metric in asked]
     # Terms come last, so that the requested metrics keep their places in tables.
     found += [get_metric(term) for metric in found if metric.of_averages for term in metric.needs]

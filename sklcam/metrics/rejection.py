@@ -109,7 +109,10 @@ def rejection_threshold(
 
 
 def _best_threshold(peaks: np.ndarray, pointed: np.ndarray, present: np.ndarray) -> float:
-    """Return where to cut peaks, so that most are a hit: present, pointed and kept, or neither."""
+    """Return where to cut peaks for the most hits.
+
+    A hit is a class that is present, pointed at and kept, or absent and rejected.
+    """
     order = np.argsort(peaks, kind="stable")
     peaks, kept_wins = peaks[order], (present & pointed)[order]
     rejected_wins = ~present[order]

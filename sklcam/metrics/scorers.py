@@ -244,7 +244,7 @@ def explanation_scorer(
         raise ValueError(f"metrics must be a sequence of names; got {describe(metrics)}.")
     given = list(metrics)
     if not given:
-        raise ValueError("metrics is empty; name at least one.")
+        raise ValueError("metrics is empty. Name at least one.")
     named = {metric.name: metric for metric in map(_metric_of, given)}
     check_metric_params(_by_metric(metric_params), named)
     return ExplanationScorers(given, options or None, metric_params)

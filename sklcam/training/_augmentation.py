@@ -161,5 +161,5 @@ class Perturbation:
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # or NaN
             raise ValueError(
                 f"augment returned pixels from {low:g} to {high:g}; they must stay in [0, 1]. "
-                "Images are normalised afterwards, by mean= and std=: leave Normalize out."
+                "Images are normalised afterwards, by mean= and std=, so leave Normalize out."
             )

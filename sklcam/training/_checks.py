@@ -95,7 +95,7 @@ def check_callbacks(callbacks: Iterable[Any], *, validates: bool) -> None:
             )
         if not validates and isinstance(monitor, str) and monitor.startswith("valid_"):
             raise ValueError(
-                f"{name} monitors {monitor!r}, but there are no validation images: call fit(X, y, "
+                f"{name} monitors {monitor!r}, but there are no validation images. Call fit(X, y, "
                 "validation=(X_val, y_val)), set train_split=skorch.dataset.ValidSplit(5, "
                 'stratified=True), or monitor training, as in monitor="train_loss".'
             )
@@ -166,7 +166,7 @@ def check_scaling(precision: str, optimizer: object) -> None:
     if precision == "fp16" and optimizer is torch.optim.LBFGS:
         raise ValueError(
             'precision="fp16" scales the loss of each step, and LBFGS evaluates several losses '
-            'per step; use "bf16" or another optimizer.'
+            'per step. Use "bf16" or another optimizer.'
         )
 
 
@@ -227,7 +227,7 @@ def check_batches(
     if not sizes:
         raise ValueError(
             f"iterator_train__drop_last=True drops all {n_images} training images, as "
-            f"batch_size={batch_size}; use a smaller batch_size."
+            f"batch_size={batch_size}. Use a smaller batch_size."
         )
     smallest = min(size // min(n_parts, size) for size in sizes)
     if smallest != 1 or not any(isinstance(part, _NormBase) for part in module.modules()):

@@ -46,7 +46,7 @@ def check_criterion(
             f"mean; got {name}{f' with reduction={reduction!r}' if reduction else ''}."
         )
     if reduction == "none":
-        raise ValueError(f'{name} must return one number: use reduction="mean", its default.')
+        raise ValueError(f'{name} must return one number. Use reduction="mean", its default.')
     for option in ("weight", "pos_weight"):
         weight = options.get(option, getattr(criterion, option, None) if is_made else None)
         if weight is not None and is_loss(criterion, *_OF_CLASSES, *_OF_LABELS):
@@ -214,7 +214,7 @@ def weights_of_classes(
             "regression": "sample_weight in fit",
         }[task.name]
         raise ValueError(
-            f"class_weight weighs images by their class, and the task is {task.name!r}: give "
+            f"class_weight weighs images by their class, and the task is {task.name!r}. Give "
             f"{instead}."
         )
     if isinstance(class_weight, str):

@@ -54,7 +54,7 @@ class TrainingImages(ImageDataset, SkorchDataset):
         mask, resized as the image is: a float32 Tensor of shape (height, width) in [0, 1], all NaN
         where there is none. Its "weights" is the image's weight, a float32 scalar Tensor.
     **options
-        Those of :class:`~sklcam.images.dataset.ImageDataset`.
+        The options of :class:`~sklcam.images.dataset.ImageDataset`.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class LoadingNet(SeededNet):
 
     @property
     def _task(self) -> Task:
-        """What is learned: by default, one class per image."""
+        """The task: by default, one class per image."""
         return TASKS["multiclass"]
 
     def image_options(self) -> dict[str, Any]:
@@ -66,8 +66,8 @@ class LoadingNet(SeededNet):
             if self._task.excludes or not getattr(self.train_split, "stratified", False):
                 raise
             raise ValueError(
-                f"train_split is stratified, and these images cannot be split that way ({error}): "
-                "use ValidSplit(5, stratified=False)."
+                f"train_split is stratified, and these images cannot be split that way ({error}). "
+                "Use ValidSplit(5, stratified=False)."
             ) from error
         if isinstance(X, TrainingImages) and X.validation is not None:
             return train, X.validation
@@ -88,7 +88,7 @@ class LoadingNet(SeededNet):
         labels = self._task.encode(self._task.read(y), self.classes_inferred_)
         images = TrainingImages(X, labels, annotations, **self.image_options())
         if images.masks is not None and not images.masks.annotated.any():
-            raise ValueError("None of the images has a mask or a box; leave masks and boxes out.")
+            raise ValueError("None of the images has a mask or a box. Leave masks and boxes out.")
         return images
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Iterable[Any]:

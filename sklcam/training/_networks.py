@@ -16,7 +16,7 @@ def check_kernels(module: nn.Module) -> None:
         if isinstance(kernels, str) and kernels not in ("eager", "sdpa"):
             raise ValueError(
                 f"A loss on maps is differentiated twice, and attn_implementation={kernels!r} of "
-                f"{type(part).__name__} does not support that; call "
+                f"{type(part).__name__} does not support that. Call "
                 '`set_attn_implementation("sdpa")` on the network before training.'
             )
 
@@ -26,7 +26,7 @@ def check_heads(module: nn.Module) -> None:
     if getattr(module, "distilled_training", False) is True:
         raise ValueError(
             f"{type(module).__name__} returns the outputs of two heads in distilled training, of "
-            "which only the first would be trained, but predicts with their mean; call "
+            "which only the first would be trained, but predicts with their mean. Call "
             "`set_distilled_training(False)` on it to train both."
         )
 
@@ -44,8 +44,8 @@ def check_bottleneck(module: nn.Module, layer: TargetLayer, sample: Tensor) -> N
     if not is_bypassed(module.eval(), layer.of(module), sample):
         return
     instead = layer_instead(module, layer, sample)
-    remedy = "" if instead is None else f"name target_layer={instead!r}, which would work, or "
+    remedy = "Use " if instead is None else f"Name target_layer={instead!r}, which works, or use "
     raise ValueError(
         'memory="low" takes the gradient of a view through the target layer alone, but '
-        f'{layer.name!r} is bypassed on the way to the output; {remedy}use memory="normal".'
+        f'{layer.name!r} is bypassed on the way to the output. {remedy}memory="normal".'
     )

@@ -77,8 +77,8 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
     as :class:`~sklcam.training.Contrastive`. The running statistics are averaged after each epoch.
 
     Validation, prediction and explanation are not divided: each process does everything it is asked
-    for. So callbacks decide alike everywhere, and the main process alone may do what follows
-    training.
+    for. So callbacks decide the same everywhere, and what follows training can be done by the main
+    process only.
 
     Examples
     --------

@@ -391,7 +391,7 @@ class ImageNeuralNet(LoggingNet):
     def initialize_module(self) -> Self:
         if not hasattr(self, "n_channels_"):
             raise NotFittedError(
-                f"This {type(self).__name__} does not know its classes and channels yet; call fit, "
+                f"This {type(self).__name__} does not know its classes and channels yet. Call fit, "
                 "or partial_fit with classes=, before initialize or load_params."
             )
         if self._is_restoring:  # what fit found out is known

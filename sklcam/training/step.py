@@ -1,4 +1,4 @@
-"""A step of training or validation: the passes it makes, their loss, and what is recorded of it.
+"""A step of training or validation: the passes it makes, their loss, and what is recorded.
 
 skorch decides when each part happens; this file says what happens. A step takes its batch whole or
 in micro-batches. For each, it runs the network (:meth:`Step.forward`), explains the images and a

@@ -298,7 +298,7 @@ def task_of_output(classes: np.ndarray, *, is_single: bool) -> TaskName:
         return "multiclass"
     if len(classes) > 2:
         raise ValueError(
-            f"module has one output, which cannot tell {len(classes)} classes apart: give it "
+            f"module has one output, which cannot tell {len(classes)} classes apart. Give it "
             f"num_classes={len(classes)}. If y holds measured numbers, set "
             'task="regression".'
         )

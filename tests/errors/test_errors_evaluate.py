@@ -210,7 +210,7 @@ REFUSALS: dict[str, list[Row]] = {
         ("scores", lambda: evaluate("adcc", score=lambda o: o), r"score must return .* \(6, 3\)"),
         ("batch 0", lambda: evaluate(batch_size=0), "batch_size must be an int >= 1; got 0"),
         ("half a worker", lambda: evaluate(num_workers=0.5), "num_workers must be an int >= 0; g"),
-        ("shared alone", lambda: evaluate(shard=(0, 2)), "shard= is for .*: give its path as st"),
+        ("shared alone", lambda: evaluate(shard=(0, 2)), "shard= is for .* Give its path as st"),
         ("of 2 the third", lambda: evaluate(store="no/values", shard=(2, 2)), r"shard must be"),
         ("of a map", lambda: evaluate(store="."), "is not a folder of maps or values"),
         ("jobs", lambda: evaluate(n_jobs=0), "n_jobs must be None or an int other than 0; got 0"),

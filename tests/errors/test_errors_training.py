@@ -170,7 +170,7 @@ CLASSIFIER: list[Row] = [
     (
         "one output",
         lambda: classifier(module=lambda: SmallNet(1)).fit(X, Y),
-        'one output, which cannot tell 3 classes apart: give it num_classes=3.*="regression"',
+        'one output, which cannot tell 3 classes apart. Give it num_classes=3.*="regression"',
     ),
     (
         "labels of one",
@@ -187,12 +187,12 @@ CLASSIFIER: list[Row] = [
         lambda: classifier(task="regression", train_split=ValidSplit(2, stratified=True)).fit(
             X, X.mean((1, 2))
         ),
-        "train_split is stratified, .* use ValidSplit",
+        "train_split is stratified, .* Use ValidSplit",
     ),
     (
         "no validation",
         lambda: classifier(callbacks=[EarlyStopping()]).fit(X, Y),
-        "monitors 'valid_loss', but there are no validation images: call fit.*, set train_split",
+        "monitors 'valid_loss', but there are no validation images. Call fit.*, set train_split",
     ),
     (
         "a slip in what is monitored",
@@ -343,12 +343,12 @@ CLASSIFIER: list[Row] = [
     (
         "weights of classes, of several labels",
         lambda: classifier(class_weight="balanced").fit(X, np.eye(3, dtype=int)[Y] | [1, 0, 0]),
-        "the task is 'multilabel': give criterion__pos_weight",
+        "the task is 'multilabel'. Give criterion__pos_weight",
     ),
     (
         "weights of classes, of numbers",
         lambda: classifier(class_weight="balanced", task="regression").fit(X, Y),
-        "the task is 'regression': give sample_weight",
+        "the task is 'regression'. Give sample_weight",
     ),
     (
         "frozen or not",
