@@ -1,4 +1,4 @@
-"""Who called the library: warnings point to the user's line, and not to one of ours."""
+"""Find the user's line that called the library, so that warnings point to it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import sys
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_BETWEEN = contextlib.__file__  # whose frames lie between two of ours
+_BETWEEN = contextlib.__file__  # its frames can lie between two of the library's
 
 
 def level_of_user() -> int:
-    """Return the ``stacklevel`` by which a warning points to the line that called the library.
+    """Return the ``stacklevel`` with which a warning points to the line that called the library.
 
     Call it in the arguments of ``warnings.warn``. Python 3.12 has ``skip_file_prefixes`` for this.
 
     Examples
     --------
     >>> from sklcam._callers import level_of_user
-    >>> level_of_user()  # 1 is the line that warns
+    >>> level_of_user()  # level 1 is the line that warns
     1
     """
     frame, level = sys._getframe(1), 1
