@@ -217,10 +217,10 @@ class _Filling:
         """Fill in for masks (n_masks * n_images, height, width), as many as fit into a cache."""
         images = self._images
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        at_once = _VALUES_AT_ONCE
         if images.device.type == "cpu":
-            at_once = _VALUES_A_THREAD * torch.get_num_threads()
-        n_at_once = max(1, at_once // images[0].numel())
+            n_at_once = torch.get_num_threads() * max(1, _VALUES_A_THREAD // images[0].numel())
+        else:
+            n_at_once = max(1, _VALUES_AT_ONCE // images[0].numel())
         filled = images.new_empty(len(lost), *images.shape[1:])
         are_filled = []
         for start in range(0, len(lost), n_at_once):
