@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from sklcam.metrics import Evaluation, Evaluator, default_metrics
 from sklcam.metrics.evaluate import AnyMetrics
 from sklcam.plotting.pages import AnyNames, image_names, text_of
 from sklcam.reporting.cards import Look, Seen, merged
+from sklcam.reporting.names import plain_name, watched_grid
 from sklcam.reporting.page import HERE, Column, context
 from sklcam.reporting.words import figure
 
@@ -171,8 +173,9 @@ def report(
                 evaluator.labels is not None and is_of_one_class,
                 has_pictures=not columns,
             )
-            found = evaluator.run_each(observe=look, n_jobs=n_jobs, progress=bool(verbose))
-            columns += _columns(name, evaluator, *found)
+            with _grid(evaluator, n_jobs) as grid:
+                found = evaluator.run_each(observe=look, n_jobs=n_jobs, progress=bool(verbose))
+            columns += _columns(name, evaluator, *found, tuple(grid))
         cards = merged({column.label: column.seen for column in columns})
         for i, card in zip(shown, cards, strict=True):
             first_labels = columns[0].labels
@@ -246,6 +249,7 @@ def _columns(
     evaluator: Evaluator[Seen],
     results: Mapping[str, Evaluation],
     seen: Mapping[str, list[Seen]],
+    grid: tuple[int, ...],
 ) -> list[Column]:
     """Return a column for each method of a model."""
     explainer = evaluator.explainer
@@ -254,9 +258,18 @@ def _columns(
     for method, result in results.items():
         parts = [model, method] if len(results) > 1 else [model]
         label = ", ".join(part for part in parts if part)
-        called = method_name(evaluator.plans[method].method).removesuffix("()")
-        columns.append(Column(label, model, called, evaluator, labels, result, seen[method]))
+        made_by = evaluator.plans[method].method
+        called = method_name(made_by).removesuffix("()")
+        places = grid if made_by.at_layer else ()
+        columns.append(
+            Column(label, model, called, places, evaluator, labels, result, seen[method])
+        )
     return columns
+
+
+def _grid(evaluator: Evaluator[Seen], n_jobs: int | None) -> AbstractContextManager[list[int]]:
+    """Return the context that notes the grid of the maps; in other processes nothing is noted."""
+    return watched_grid(evaluator.explainer) if n_jobs in (None, 1) else nullcontext([])
 
 
 def _template() -> Template:
@@ -271,6 +284,7 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["figure"] = figure
+    environment.filters["plain"] = plain_name
     return environment.from_string(text_of(HERE, "page.html"))
 
 

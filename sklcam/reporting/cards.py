@@ -109,7 +109,7 @@ class Look:
             int((~maps.flatten(1).isfinite().all(dim=1)).sum()),
             _strangers(measurement),
             _shares(measurement),
-            _embeddings(measurement, places) if wants_pictures else None,
+            _embeddings(measurement, places) if is_first else None,
         )
 
     def _size(self, measurement: Measurement, i: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 (() => {
   const PAGE = 60;
   const byId = (id) => document.getElementById(id);
-  const { metrics, images } = JSON.parse(byId("data").textContent);
+  const { metrics, images, near } = JSON.parse(byId("data").textContent);
   const grid = byId("cards");
   const cards = Array.from(grid.children);
   const controls = ["sort", "order", "true", "predicted", "right"].filter((name) => byId(name));
@@ -193,9 +193,10 @@
     return made;
   }
 
-  function neighbours(i) {
+  // The nearest images, to each network that embeds them.
+  function neighbours(i, of) {
     const list = element("ul", "near");
-    for (const j of images[i].near) {
+    for (const j of images[i].near[of]) {
       const link = element("a", "", cards[j].querySelector(".stack").cloneNode(true));
       link.href = told(j);
       const name = cards[j].querySelector("h3").textContent;
@@ -203,7 +204,26 @@
       link.setAttribute("aria-label", `Enlarge ${name}`);
       list.append(element("li", "", link, element("span", "said", label ? label.textContent : name)));
     }
-    return element("div", "", element("h3", "", "The nearest images"), list);
+    const whose = near[of] ? `The nearest images, by ${near[of]}` : "The nearest images";
+    return element("div", "", element("h3", "", whose), list);
+  }
+
+  // In as many columns as make the pictures the largest: wide ones go below one another.
+  function lay(pictures) {
+    const n = pictures.childElementCount;
+    const ratio = Number(pictures.querySelector(".stack").style.getPropertyValue("--ratio"));
+    const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+    const width = innerWidth - (innerWidth > 50 * rem ? 20 : 2) * rem;  // beside the text
+    const widthIn = (columns) => {
+      const height = (innerHeight - 5 * rem) / Math.ceil(n / columns) - 2 * rem;
+      return Math.min(width / columns, height * ratio);
+    };
+    let best = n;
+    for (let columns = n - 1; columns > 0; columns--) {
+      if (widthIn(columns) > 1.05 * widthIn(best)) best = columns;
+    }
+    pictures.style.setProperty("--n", best);
+    pictures.style.setProperty("--rows", Math.ceil(n / best));
   }
 
   function show(at) {
@@ -212,14 +232,14 @@
     const card = cards[i];
     large ??= JSON.parse(byId("large").textContent);
     const pictures = element("div", "pictures", ...figures(i));
-    pictures.style.setProperty("--n", pictures.childElementCount);
+    lay(pictures);
     const heading = element("h2", "", card.querySelector("h3").textContent);
     heading.id = "detail-name";
     const text = element("div", "text", heading);
     const truth = card.querySelector(".card > .labels");
     if (truth) text.append(truth.cloneNode(true));
     text.append(card.querySelector(".sides").cloneNode(true));
-    if (images[i].near.length) text.append(neighbours(i));
+    text.append(...images[i].near.map((_, of) => neighbours(i, of)));
     byId("detail-card").replaceChildren(pictures, text);
     byId("place").textContent = `${at + 1} of ${found.length}`;
     byId("previous").disabled = at === 0;
@@ -310,6 +330,7 @@
   for (const box of document.querySelectorAll(".grey")) {
     box.addEventListener("change", () => look(Number(byId("opacity").value), box.checked));
   }
+  addEventListener("resize", () => detail.open && lay(detail.querySelector(".pictures")));
   addEventListener("hashchange", () => isOfPlace() || read());
 
   document.documentElement.classList.add("js");

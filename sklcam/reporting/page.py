@@ -21,6 +21,7 @@ from sklcam.metrics.verdicts import verdict
 from sklcam.plotting.pages import digest, script_json, style_of, text_of, viridis
 from sklcam.reporting._histogram import histogram
 from sklcam.reporting.cards import Seen
+from sklcam.reporting.names import plain_grid, plain_layer, plain_name
 from sklcam.reporting.words import Told, classes_of, comparison, mean_of, sentences
 
 HERE = "sklcam.reporting"
@@ -44,6 +45,8 @@ class Column:
     model : str
         What the model is called; those of one model differ in the method.
     method : str
+    grid : tuple of int
+        Rows and columns of the maps at their layer; empty if that is not known, or they have none.
     evaluator : Evaluator
     labels : list of str or None
         The true labels, as the model's classes are written.
@@ -54,6 +57,7 @@ class Column:
     label: str
     model: str
     method: str
+    grid: tuple[int, ...]
     evaluator: Evaluator[Seen]
     labels: list[str] | None
     result: Evaluation
@@ -111,11 +115,11 @@ def context(
     models = _models(columns)
     metrics = list(dict.fromkeys(name for column in columns for name in column.result))
     options = _options(columns, models, cards)
-    nearest = _neighbours(first)
+    nearest = [_neighbours(model) for model in models]
     differences = [_differences(first, column) for column in columns[1:]]
     data = [
-        _entry(card, columns, models, options, metrics, near)
-        for card, near in zip(cards, nearest or [[]] * len(cards), strict=True)
+        _entry(card, columns, models, options, metrics, [of[i] for of in nearest if of])
+        for i, card in enumerate(cards)
     ]
     script = text_of(HERE, "page.js")
     colours = viridis()[np.linspace(0, 255, _N_COLOURS).astype(int)]
@@ -146,7 +150,16 @@ def context(
         "options": options,
         "right": _right_options(data, models),
         "has_large": any(card["large"] for card in cards),
-        "data": Markup(script_json({"metrics": metrics, "images": data})),
+        "data": Markup(
+            script_json(
+                {
+                    "metrics": metrics,
+                    "images": data,
+                    # Whose neighbours they are, where models are compared.
+                    "near": [m.model for m, of in zip(models, nearest, strict=True) if of],
+                }
+            )
+        ),
         "large": Markup(script_json([card["large"] for card in cards])),
         "style": Markup(style_of(HERE)),
         "script": Markup(script),
@@ -185,14 +198,14 @@ def _called(column: Column) -> str:
 
 def _about(column: Column) -> dict[str, str]:
     explainer = column.explainer
-    layers = getattr(explainer, "target_layers", None) or ()
     model = getattr(explainer, "model", None)
     network = model if isinstance(model, str) else type(explainer.adapter.network).__name__
     return {
         "label": column.label,
         "estimator": type(explainer).__name__,
         "network": network,
-        "layer": ", ".join(str(layer.name) for layer in layers),
+        "layer": plain_layer(explainer),
+        "grid": plain_grid(column.grid),
         "method": column.method,
     }
 
@@ -320,7 +333,7 @@ def _entry(
     models: Sequence[Column],
     options: Mapping[str, list[str]],
     metrics: Sequence[str],
-    near: list[int],
+    near: list[list[int]],
 ) -> dict[str, Any]:
     """Return what the script sorts and filters an image by; classes by their place in the lists."""
     of_models = [card["columns"][columns.index(model)] for model in models]
@@ -360,23 +373,30 @@ def _sorts(
     models: Sequence[Column],
     metrics: Sequence[str],
     data: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return what images can be sorted by: groups of pairs of a key and what it is called.
+) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Return what images can be sorted by: groups of a key, what it is called, and its code name.
 
     A key is v, and the places of a column and a metric; d, and the same, for the difference from
     the first column; or e, and the place of a model, for how sure it was where it was wrong.
     """
     groups = []
     for i, column in enumerate(columns):
-        named = [(f"v{i}.{k}", name) for k, name in enumerate(metrics) if name in column.result]
+        named = [
+            (f"v{i}.{k}", plain_name(name), name)
+            for k, name in enumerate(metrics)
+            if name in column.result
+        ]
         groups.append((column.label, named))
     for i, column in enumerate(columns[1:], 1):
         shared = [name for name in metrics if name in column.result and name in columns[0].result]
-        named = [(f"d{i}.{metrics.index(name)}", f"{name}: difference") for name in shared]
+        named = [
+            (f"d{i}.{metrics.index(name)}", f"{plain_name(name)}: difference", name)
+            for name in shared
+        ]
         groups.append((f"{column.label} − {columns[0].label}", named))
     for i, model in enumerate(models):
         if any(entry["error"][i] is not None for entry in data):
-            groups.append((model.model, [(f"e{i}", "confidence in errors")]))
+            groups.append((model.model, [(f"e{i}", "confidence in errors", "")]))
     return groups
 
 
@@ -420,7 +440,9 @@ def _strips(
             a, b = columns[last].label, columns[0].label
             ends = (f"Where {a} gains most over {b}", f"Where {a} loses most to {b}")
         sides = (ranked[:n], ranked[::-1][:n])
-        strips += [(f"{end}, by {key}", side) for end, side in zip(ends, sides, strict=True)]
+        strips += [
+            (f"{end}, by {plain_name(key)}", side) for end, side in zip(ends, sides, strict=True)
+        ]
     # Of the last model, whose maps and answers the strips show.
     wrong = [i for i, entry in enumerate(data) if entry["right"][-1] is False]
     wrong.sort(key=lambda i: (-(data[i]["error"][-1] or 0.0), i))

@@ -11,6 +11,7 @@ import numpy as np
 
 from sklcam.explain.predictions import NO_ANSWER
 from sklcam.metrics import Evaluation
+from sklcam.reporting.names import plain_name
 
 
 def figure(value: float | None) -> str:
@@ -105,7 +106,8 @@ def sentences(told: Told, *, is_new: bool = True) -> list[str]:
     if told.n_broken:
         are = "is" if told.n_broken == 1 else "are"
         found.append(
-            f"{told.n_broken} of {of} maps {are} not finite, as the network's answers are."
+            f"{told.n_broken} of {of} maps {are} not finite (NaN or infinite), so numbers of all "
+            "images that they go into are not known."
         )
     return [sentence for sentence in found if sentence]
 
@@ -169,11 +171,11 @@ def comparison(verdicts: Mapping[str, str], first: str) -> str:
     --------
     >>> from sklcam.reporting.words import comparison
     >>> comparison({"accuracy": "no clear difference", "adcc": "better"}, "baseline")
-    'Compared with baseline: better in adcc; no clear difference in accuracy.'
+    'Compared with baseline: better in overall score (ADCC); no clear difference in accuracy.'
     """
     by_word: dict[str, list[str]] = {}
     for name, word in verdicts.items():
-        by_word.setdefault(word, []).append(name)
+        by_word.setdefault(word, []).append(plain_name(name))
     told = [
         f"{word} in {_listed(by_word[word])}" for word in ("better", "worse") if word in by_word
     ]

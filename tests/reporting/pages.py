@@ -33,7 +33,7 @@ class Page(HTMLParser):
         self._inside = []
         self.feed(path.read_text(encoding="utf-8"))
         data = json.loads(self.scripts[0])
-        self.metrics, self.data = data["metrics"], data["images"]
+        self.metrics, self.data, self.near = data["metrics"], data["images"], data["near"]
         self.large = json.loads(self.scripts[1])
 
     def handle_starttag(self, tag, attributes):

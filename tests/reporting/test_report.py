@@ -236,7 +236,8 @@ def test_a_metric_of_ones_own_with_values_that_are_not_finite(tmp_path, fitted):
     page = Page(path)
     assert [page.value(i, "odd") is None for i in range(5)] == [True] * 2 + [False] * 3
     assert "2 not finite" in path.read_text(encoding="utf-8")
-    assert page.row("odd")[:2] == ["odd how <odd> it is", "lower ↓"]
+    missing = "2 of 5 images have no finite value, so there is no mean"
+    assert page.row("odd")[:2] == [f"odd how <odd> it is {missing}", "lower ↓"]
     assert page.row("average_drop")[1] == "lower ↓" and page.row("mean_adcc")[1] == "higher ↑"
 
 

@@ -10,6 +10,7 @@ from browsing import CONTRAST, assert_becomes
 from pages import HOSTILE, NAMES, QUICK, X, trained
 
 import sklcam
+from sklcam.reporting.names import plain_name
 
 ORDER = "Array.from(document.querySelectorAll('#cards > .card'), card => +card.dataset.index)"
 FOCUSED_CARD = "document.activeElement.closest('.card')?.dataset.index"
@@ -37,11 +38,11 @@ def test_browser_shows_hostile_labels_as_text(visit, written):
 def test_browser_sorts_as_numpy_does(visit, written, name):
     path, result = written
     page = visit(path)
-    page.select_option("#sort", label=name)
+    page.select_option("#sort", label=plain_name(name))
     assert_becomes(page, ORDER, np.argsort(result[name], kind="stable").tolist())
     page.select_option("#order", "down")
     assert_becomes(page, ORDER, np.argsort(-result[name], kind="stable").tolist())
-    assert page.locator(".card .current dt").all_text_contents() == [name] * 60
+    assert page.locator(".card .current dt").all_text_contents() == [plain_name(name)] * 60
     page.select_option("#sort", "")
     assert_becomes(page, ORDER, list(range(60))[::-1])
 
@@ -60,8 +61,10 @@ def test_browser_sorts_by_how_sure_an_error_was(visit, written, fitted):
     assert_becomes(page, ORDER, surest[::-1] + right)
     page.select_option("#right", "wrong")
     assert_becomes(page, ORDER, surest[::-1])
-    page.select_option("#sort", label="sparsity")
-    assert page.locator(".card .current dt").all_text_contents() == ["sparsity"] * len(wrong)
+    page.select_option("#sort", label="concentration on few pixels")
+    assert page.locator(".card .current dt").all_text_contents() == [
+        "concentration on few pixels"
+    ] * len(wrong)
 
 
 def test_browser_filters(visit, written, fitted):
@@ -155,7 +158,7 @@ HASH = "decodeURIComponent(location.hash)"
 
 def test_browser_keeps_what_is_asked_in_the_address(visit, written, fitted):
     page = visit(written[0])
-    page.select_option("#sort", label="sparsity")
+    page.select_option("#sort", label="concentration on few pixels")
     page.select_option("#order", "down")
     page.select_option("#right", "wrong")
     wanted = page.evaluate(ORDER)
@@ -224,6 +227,19 @@ def test_browser_enlarges_to_the_window(visit, written):
     page.press("#close", "Enter")
     page.wait_for_selector("#detail", state="hidden")
     assert_becomes(page, HASH, "")
+
+
+def test_browser_stacks_wide_pictures(visit, fitted, tmp_path):
+    wide = np.tile(X[:1], (1, 4, 32))
+    path = tmp_path / "page.html"
+    sklcam.report(fitted, wide, path=path, metrics="sparsity", verbose=0)
+    page = visit(path, viewport={"width": 1600, "height": 900})
+    page.locator("#cards .picture").first.press("Enter")
+    page.wait_for_selector("#detail-name")
+    frames = """all => all.map(each => each.getBoundingClientRect())
+        .map(r => [r.y, r.bottom, r.width])"""
+    (top, bottom, width), (below, _, _) = page.locator("#detail .stack").evaluate_all(frames)
+    assert top < bottom <= below and width > 0.7 * 1600
 
 
 def test_browser_compares_models(visit, fitted, tmp_path):
@@ -299,7 +315,7 @@ def test_browser_renders_many_images_a_part_at_a_time(visit, fitted, tmp_path):
     page.press("#more", "Enter")
     assert_becomes(page, ORDER, list(range(120)))
     assert_becomes(page, FOCUSED_CARD, "60")
-    page.select_option("#sort", label="sparsity")
+    page.select_option("#sort", label="concentration on few pixels")
     order = np.argsort(result["sparsity"], kind="stable")
     assert_becomes(page, ORDER, order[:60].tolist())
     page.select_option("#true", label=HOSTILE[1])

@@ -7,10 +7,12 @@ import pytest
 import torch
 from pages import Page, X
 from small_networks import SmallNet
+from torch import nn
 
 import sklcam
 from sklcam import CAMExplainer
 from sklcam.metrics import compare
+from sklcam.networks import TargetLayer
 
 
 def reported(tmp_path, estimator, *given, **options):
@@ -46,6 +48,31 @@ def test_what_is_not_answered_is_neither_right_nor_wrong(tmp_path):
     assert [each["right"] for each in page.data] == [[True], [None]]
     assert any("(50\u00a0%), and its output is NaN on 1;" in line for line in page.told)
     assert "nan" not in page.cards[1] and "wrong" not in page.cards[1]
+
+
+def test_the_grid_is_that_of_the_run_that_is_explained(tmp_path):
+    class Shared(nn.Module):
+        """A layer that runs twice, on 16 x 16 and on 8 x 8 places."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 2, stride=2)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(self.second(self.act(self.first(x)))).mean((2, 3))
+
+    options = {"image_size": 16, "mean": 0, "std": 1, "verbose": 0}
+    for run, sides in ((0, "16 × 16"), (-1, "8 × 8")):
+        layer = TargetLayer("act", run=run)
+        explainer = CAMExplainer(Shared().eval(), target_layer=layer, **options).fit()
+        _, path = reported(tmp_path, explainer, X[:2], None, metrics="sparsity")
+        said = f"explained by GradCAM at the layer act, maps of {sides} places (CAMExplainer)"
+        assert any(said in line for line in Page(path).told)
+        network = explainer.adapter.network
+        assert not any(module._forward_hooks for module in network.modules())
+    _, path = reported(tmp_path, explainer, X[:2], None, metrics="sparsity", method="saliency")
+    assert not any("places" in line for line in Page(path).told)  # it has no grid
 
 
 def test_one_image_says_nothing_of_a_difference(tmp_path, fitted):

@@ -183,6 +183,24 @@ def test_the_outline_of_a_mask():
     assert drawn.info["transparency"] == 0
 
 
+def test_each_network_has_its_own_neighbours(tmp_path, fitted):
+    path = tmp_path / "page.html"
+    models = {"classifier": fitted}
+    for name in "ab":
+        torch.manual_seed(ord(name))
+        models[name] = EmbeddingCAMExplainer(
+            SmallNet(4), image_size=16, proxy="self", verbose=0
+        ).fit(X)
+    sklcam.report(models, X[:12], path=path, metrics="sparsity", verbose=0)
+    page = Page(path)
+    assert page.near == ["a", "b"]
+    for k, name in enumerate("ab"):
+        embeddings = models[name].transform(X[:12])
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        cosines = embeddings @ embeddings.T - 3 * np.eye(12)
+        assert [image["near"][k][0] for image in page.data] == cosines.argmax(axis=1).tolist()
+
+
 def test_embeddings_have_their_neighbours(tmp_path):
     torch.manual_seed(0)
     explainer = EmbeddingCAMExplainer(SmallNet(4), image_size=16, proxy="self", verbose=0).fit(X)
@@ -192,6 +210,7 @@ def test_embeddings_have_their_neighbours(tmp_path):
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     cosines = embeddings @ embeddings.T - 3 * np.eye(20)
     for i, image in enumerate(Page(path).data):
-        assert len(image["near"]) == 5 and i not in image["near"]
-        found = cosines[i][image["near"]]
+        (near,) = image["near"]
+        assert len(near) == 5 and i not in near
+        found = cosines[i][near]
         np.testing.assert_allclose(found, np.sort(cosines[i])[::-1][:5], atol=1e-5)

@@ -12,8 +12,11 @@ from pages import NAMES, Page, X
 from torch import nn
 
 import sklcam
-from sklcam.metrics import Evaluation
+from sklcam.metrics import Evaluation, available
+from sklcam.reporting import names
 from sklcam.reporting.words import Told, comparison, sentences
+
+BUILT_IN = available()  # before another test registers its own
 
 
 class Reader(nn.Module):
@@ -56,7 +59,7 @@ def test_first_comes_what_it_is_about(page):
     for part in (
         "<h1>Explanations of Reader</h1>",
         "6 images: 0 2, 1 2, 2 2",
-        "layer same, GradCAM (",
+        "Reader, explained by GradCAM at the layer same, maps of 32 × 32 places (CAMExplainer)",
     ):
         assert 0 < text.index(part) < before
     assert re.search(r"<p>\d{4}-\d\d-\d\d · 6 images", text)
@@ -80,8 +83,8 @@ def test_sentences_count_what_is_seen(page):
 def test_blank_maps_have_no_numbers(page):
     blank = page[0].cards[5]
     assert "no positive evidence" in blank
-    assert "accuracy" in blank and "complexity" not in blank and "pointing_game" not in blank
-    assert "complexity" in page[0].cards[0]
+    assert "accuracy" in blank and "area covered" not in blank and "brightest" not in blank
+    assert "area covered" in page[0].cards[0]
 
 
 def test_confusions_are_counted(page):
@@ -101,7 +104,7 @@ def test_strip_has_the_worst_and_the_surest_errors(page):
     wrong = wrong[: wrong.index("</ul>")]
     # The brighter a spot, the surer it is; of the blank image all classes are as likely.
     assert re.findall(r"#image=(\d)", wrong) == ["4", "3", "5"]
-    assert "Best explained, by pointing_game" in text
+    assert "Best explained, by brightest point on the object" in text
 
 
 def test_of_many_classes_the_most_frequent_confusions_are_listed(tmp_path):
@@ -121,6 +124,11 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed(tmp_path):
         ("#true=5&amp;predicted=0.8", "1 × 5, taken for 9"),
     ]
     assert "true \\ predicted" not in text
+
+
+def test_every_metric_has_a_plain_name():
+    assert {name for name in BUILT_IN if name not in names._METRICS} == set()
+    assert len(set(names._METRICS.values())) == len(names._METRICS)
 
 
 def told(**values):
@@ -154,11 +162,13 @@ def test_what_differs_is_told_in_a_sentence():
         "dauc": "better",
     }
     assert comparison(verdicts | {"road": "unknown"}, "a") == (
-        "Compared with a: better in iauc and dauc; worse in adcc; no clear difference in accuracy."
+        "Compared with a: better in confidence under insertion and confidence under deletion; "
+        "worse in overall score (ADCC); no clear difference in accuracy."
     )
     verdicts = dict.fromkeys(["accuracy", "adcc", "iauc"], "no clear difference")
     assert comparison(verdicts, "a") == (
-        "Compared with a: no clear difference in accuracy, adcc and iauc."
+        "Compared with a: no clear difference in accuracy, overall score (ADCC) and confidence "
+        "under insertion."
     )
     assert comparison({"road": "unknown"}, "a") == ""
 
