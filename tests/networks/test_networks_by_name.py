@@ -453,7 +453,7 @@ def test_missing_packages(monkeypatch):
 def test_random_weights_are_warned_of():
     with pytest.warns(UserWarning, match=r"random weights.*DEFAULT"):
         CAMExplainer("timm/resnet18", image_size=64, verbose=0).fit(X)
-    with pytest.raises(ValueError, match="weights='x' is for a network by name"):
+    with pytest.raises(ValueError, match="weights='x' is for a network given by name"):
         CAMExplainer(nn.Identity(), weights="x").fit(X)
 
 
