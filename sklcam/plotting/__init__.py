@@ -1,13 +1,13 @@
 """Displays: maps on their images, and the numbers behind them, in scikit-learn's protocol.
 
-``from_estimator`` computes, ``plot`` draws, and what was drawn is kept in ``ax_`` or ``axes_`` and
-``figure_``.
+``from_estimator`` computes and ``plot`` draws. The result is kept in ``figure_`` and in ``ax_`` or
+``axes_``.
 
 Displays need matplotlib, which comes with the extra ``plot``; without it, all of their methods
-raise an ImportError. They also have in common that an estimator that has not been fitted is a
-NotFittedError, an option that ``plot`` does not take is a TypeError, and estimators, images,
-labels, methods, targets, axes and options that do not fit are a ValueError. They are refused before
-anything is computed. Methods list only what else they raise.
+raise an ImportError. All displays raise a NotFittedError for an estimator that has not been fitted,
+a TypeError for an option that ``plot`` does not have, and a ValueError for estimators, images,
+labels, methods, targets, axes and options that do not fit. They do so before anything is computed.
+Each method's documentation lists only what else it raises.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The base of the displays: what cannot be drawn is refused before anything is computed."""
+"""The base of the displays. It refuses what cannot be drawn before anything is computed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _MOST_ROWS = 100
 class Display(ABC):
     """Base of the displays, in scikit-learn's protocol.
 
-    ``from_estimator`` computes, ``from_predictions`` takes what is there already; both draw by
-    :meth:`plot`, and take its options.
+    ``from_estimator`` computes, and ``from_predictions`` takes results that exist already. Both
+    call :meth:`plot`, and take its options.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
     axes_ : ndarray of matplotlib Axes
-        Of displays of pictures.
+        In displays of pictures.
     ims_ : ndarray of matplotlib AxesImage or None, of the same shape
     ax_ : matplotlib Axes
-        Of displays of numbers.
+        In displays of numbers.
 
     Raises
     ------
@@ -46,10 +46,10 @@ class Display(ABC):
     NotFittedError
         If an estimator has not been fitted.
     TypeError
-        If there is an option that :meth:`plot` does not take.
+        If an option is not one of :meth:`plot`.
     ValueError
         If an estimator does not explain, or if images, labels, methods, targets, axes or options
-        do not fit; before anything is computed.
+        do not fit. It is raised before anything is computed.
     """
 
     kinds: ClassVar[Sequence[str]] = ()
@@ -60,11 +60,11 @@ class Display(ABC):
 
     @abstractmethod
     def plot(self, *, ax: AnyAxes = None) -> Self:
-        """Draw on new axes, or on those that are given."""
+        """Draw on new axes, or on the given ones."""
 
     @classmethod
     def _check(cls, *, ax: AnyAxes = None, **options: Any) -> None:
-        """Raise an error for what could not be drawn."""
+        """Raise an error for options that could not be drawn."""
         cls._check_matplotlib()
         # plot would refuse them, too, but only after the network has run.
         known = set(inspect.signature(cls.plot).parameters) - {"self", "ax"}
@@ -93,11 +93,11 @@ class Display(ABC):
 
     @classmethod
     def _check_n_rows(cls, n_rows: int) -> None:
-        """Raise a ValueError for a picture that would be too high to be looked at."""
+        """Raise a ValueError for a figure that would be too tall to look at."""
         if n_rows > _MOST_ROWS:
             raise ValueError(
-                f"{cls.__name__} draws at most {_MOST_ROWS} rows, and this would be {n_rows}: "
-                "choose some images."
+                f"{cls.__name__} draws at most {_MOST_ROWS} rows, and this would be {n_rows}. "
+                "Choose fewer images."
             )
 
     def _take_grid(
@@ -110,11 +110,10 @@ class Display(ABC):
         cell: float = CELL,
         title: float = TITLE,
     ) -> np.ndarray:
-        """Return axes for rows of images, (n_rows, n_columns): new ones, or those that were given.
+        """Return axes for rows of images, (n_rows, n_columns): new ones, or the given ones.
 
-        Rows are as high as the images that will be in them are, at the width of a column, but
-        portraits no higher than the others. Of groups of so many columns each, there is some space
-        between.
+        A row is as high as its images are at the width of a column, but portraits are no higher
+        than other images. ``groups`` are numbers of columns; there is some space between groups.
         """
         if ax is not None:
             self._take_given(ax, (len(rows), n_columns))
@@ -142,7 +141,7 @@ class Display(ABC):
         return self.axes_
 
     def _take_given(self, ax: AnyAxes, shape: tuple[int, int]) -> None:
-        """Take axes that were given, in rows and columns."""
+        """Take the given axes, in rows and columns."""
         axes = _check_axes(ax)
         # A row of axes may stand in any order, such as for the maps of one image in several rows;
         # rows and columns must be the picture's own.
@@ -156,7 +155,7 @@ class Display(ABC):
         self.figure_ = self.axes_[0, 0].figure
 
     def _take_axes(self, ax: AnyAxes, width: float = 6.0, height: float = 4.2) -> Axes:
-        """Return one axes: new ones, or those that were given."""
+        """Return one axes, a new one or the given one."""
         from matplotlib.axes import Axes
 
         if ax is None:
@@ -171,7 +170,7 @@ class Display(ABC):
 
 
 def _proportions(shapes: Sequence[float]) -> tuple[float, float]:
-    """Return how wide a column is, and how high a picture at most, in units of a cell.
+    """Return the width of a column and the largest height of a picture, in units of a cell.
 
     Portraits are as high as the highest of the other images, or a photograph across, if these are
     panoramas. Where all are portraits, columns are as narrow as the widest of them.
@@ -190,13 +189,13 @@ def _check_axes(ax: AnyAxes) -> np.ndarray:
 
 
 def check_option(name: str, value: object, known: Sequence[str]) -> None:
-    """Raise a ValueError unless the value is one of those known."""
+    """Raise a ValueError unless the value is a known one."""
     if value not in known:
         raise ValueError(f"{name} must be one of {list(known)}; got {value!r}.")
 
 
 def _check_look(name: str, value: Any, kinds: Sequence[str]) -> None:
-    """Raise a ValueError for an option that cannot be drawn; each means one thing everywhere."""
+    """Raise a ValueError for an option that cannot be drawn. A name means the same everywhere."""
     from matplotlib.cm import ScalarMappable
 
     if name == "kind":

@@ -1,4 +1,4 @@
-"""What displays draw with: pictures, maps over them, boxes, titles and legends.
+"""The drawing tools of the displays: pictures, maps over them, boxes, titles and legends.
 
 Maps are drawn in colours whose lightness rises with the map, and lines differ by more than their
 colour, so that a picture is legible in grey. Matplotlib is imported when something is drawn.
@@ -40,9 +40,9 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8,
 RIGHT: dict[str, Any] = {"color": COLORS[0], "linestyle": "-"}
 WRONG: dict[str, Any] = {"color": COLORS[1], "linestyle": (0, (2, 1.5))}
 SIGNS = {True: "\u2713 ", False: "\u2717 ", None: ""}  # before what is right, wrong, or unknown
-# Class names and the like are no mathematics, whatever signs they hold.
+# Class names and the like are not mathematics, whatever characters they contain.
 PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
-# Where a legend is in nobody's way.
+# Places where a legend covers nothing.
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False}
 ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
 ABOVE |= {"frameon": False}
@@ -55,13 +55,13 @@ _NO_BREAK = "\u00a0"
 
 
 def _extent(image: np.ndarray) -> tuple[float, float, float, float]:
-    """Return where an image is, so that pixels are areas and a box's edges are edges of pixels."""
+    """Return the extent of an image, so that box edges are the edges of pixels."""
     height, width = image.shape[:2]
     return (0, width, height, 0)
 
 
 def image(place: Axes, pixels: np.ndarray) -> AxesImage:
-    """Draw an image, grey ones from black to white as they are."""
+    """Draw an image. Grey ones are drawn from black at 0 to white at 1."""
     place.set(xticks=[], yticks=[])
     return place.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=_extent(pixels))
 
@@ -93,9 +93,9 @@ class MapPainter:
     Parameters
     ----------
     cmap : str, matplotlib Colormap or None
-        None is viridis, or red and blue with white at 0 where limits have two signs.
+        None is viridis, or red and blue with white at 0 if the limits have two signs.
     limits : tuple of (float, float)
-        What the ends of the colour map stand for.
+        The values at the ends of the colour map.
     alpha : float in [0, 1] or "map"
         How opaque a map is on its image.
     extend : {"neither", "max", "both"}
@@ -156,7 +156,7 @@ class MapPainter:
         return draw(place, map_, pixels)
 
     def draw_over(self, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:
-        """Draw a map on its image, which is grey, as its colours would mix with the map's."""
+        """Draw a map on its image, which is grey, so that only the map has colours."""
         image(place, pixels if pixels.ndim == 2 else pixels @ GREY)
         drawn = self.draw(place, map_, pixels)
         drawn.set_alpha(self._opacity(map_) if self.alpha == "map" else self.alpha)
@@ -173,7 +173,7 @@ class MapPainter:
         return opacity
 
     def scale(self, place: Axes) -> Colorbar:
-        """Draw what the colours stand for, beside a map and as high as it is."""
+        """Draw the colour scale beside a map, as high as the map."""
         from matplotlib.cm import ScalarMappable
 
         bar = place.figure.colorbar(
@@ -259,7 +259,7 @@ def _values(maps: Mapping[str, Any]) -> list[np.ndarray]:
 
 
 def box(place: Axes, corners: Sequence[float] | np.ndarray, style: Mapping[str, Any]) -> None:
-    """Draw a box that is seen on any ground: a line within a white one."""
+    """Draw a box that is visible on any image: a line on a wider white one."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = map(float, corners)
@@ -288,7 +288,7 @@ def stacked(*parts: str) -> str:
 def wrapped(text: str, width: int, max_lines: int = 2) -> str:
     """Break text into lines of at most a width in letters, and cut it after some.
 
-    A number stays on the line of what it is said of.
+    A number stays on the same line as the word before it.
     """
     bound = _BEFORE_NUMBER.sub(_NO_BREAK, text)
     lines = textwrap.wrap(bound, width, max_lines=max_lines, placeholder=" …")
@@ -296,7 +296,7 @@ def wrapped(text: str, width: int, max_lines: int = 2) -> str:
 
 
 def title(place: Axes, *lines: str, columns: int = 1) -> None:
-    """Write lines over a picture, none wider than it or some columns, as they are."""
+    """Write lines over a picture, as plain text, no wider than some columns."""
     inches = place.get_window_extent().width / place.figure.dpi
     if place.figure.get_layout_engine() is not None:
         inches *= 1.2  # it has yet to fill the space between
@@ -329,7 +329,7 @@ def styles() -> Iterator[dict[str, Any]]:
 
 
 def shortened(value: Any) -> str:
-    """Return a parameter's value as it is told from others in a legend."""
+    """Return a parameter's value as a legend writes it."""
     if isinstance(value, float | np.floating):
         return f"{value:g}"
     name = getattr(value, "__name__", None)
@@ -351,9 +351,9 @@ def legend(
     characters: int = 40,
     **options: Any,
 ) -> Legend:
-    """Write a legend of labels as they are: also those that matplotlib would leave out or set.
+    """Write a legend of labels as plain text, with those that matplotlib would leave out.
 
-    A line has as many characters as are given, at most.
+    A line has at most ``characters`` characters.
     """
     # Each label is set once it is there: matplotlib hides those that begin with an underscore.
     made = place.legend(

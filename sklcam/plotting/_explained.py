@@ -1,4 +1,4 @@
-"""What displays of images draw: pictures, maps and predictions, from one look at the images."""
+"""Pictures, maps and predictions for displays, from one pass over the images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_pixelwise(method: Method) -> bool:
 
 
 class Explanation:
-    """Images that are to be explained; everything has been checked, and nothing run.
+    """Images to be explained. Everything has been checked, and nothing has run yet.
 
     Parameters
     ----------
@@ -42,29 +42,29 @@ class Explanation:
     frame : {"image", "input"}
         Whether pictures and maps are at each image's own size, or as the network gets them.
     slices : bool, default=False
-        Whether of volumes a slice is drawn: of each the one in which the first method's map is the
-        highest. Otherwise they are refused.
+        Whether to draw one slice of each volume: the one with the highest value of the first
+        method's map. Otherwise volumes are refused.
     several : bool, default=False
-        Whether an image may have a map for each of several classes. Otherwise it is refused.
+        Whether an image may have maps for several classes. Otherwise they are refused.
 
     Attributes
     ----------
     explainer : Explainer
     n_images : int
     n_targets : int
-        How many classes of each image are explained, if several are; otherwise 0.
+        The number of classes that are explained per image if there are several, otherwise 0.
     pixelwise : list of str
         The methods whose maps are of single pixels.
     maps : dict of str to list of ndarray
-        Of each method, once it has run; and so are the rest. With several classes, maps have an
-        axis of them.
+        The maps of each method. This and the attributes below are filled by :meth:`run`. With
+        several classes, maps have an axis for them.
     pictures : list of ndarray
     slices : list of int
-        Which slice of each volume is drawn; empty of pictures.
+        Which slice of each volume is drawn; empty for pictures.
     predictions : list of Prediction
     targets : list of list of str
-        Of each image its classes that are explained, if some were asked for, with their
-        probabilities.
+        For each image, the classes that are explained, with their probabilities, if ``target``
+        was given.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Explanation:
 
     @property
     def n_slices(self) -> int:
-        """How many slices volumes have; 0 of pictures."""
+        """The number of slices in a volume; 0 for pictures."""
         return self._opened.image_size[0] if len(self._opened.image_size) == 3 else 0
 
     def run(self, slices: Sequence[int] = ()) -> Explanation:
@@ -114,7 +114,7 @@ class Explanation:
         Parameters
         ----------
         slices : sequence of int, default=()
-            Which slice of each volume is drawn, where another explanation has chosen.
+            Which slice of each volume is drawn, if another explanation has chosen it.
         """
         self.slices = list(slices)
         explainer, methods = self.explainer, list(self._methods.values())
@@ -140,12 +140,12 @@ class Explanation:
 
     @property
     def target_names(self) -> list[str]:
-        """What the classes of an image are called, whichever they are: their ranks, or places."""
+        """Names for the classes of an image: their ranks, or their places."""
         kind = "rank" if isinstance(self._target, Deferred) else "class"
         return [f"{kind} {i + 1}" for i in range(self.n_targets)]
 
     def verdicts(self, labels: np.ndarray | None) -> list[bool | None]:
-        """Return whether each prediction is right; None where that is not known.
+        """Return whether each prediction is right; None if that is not known.
 
         Parameters
         ----------
@@ -163,7 +163,7 @@ class Explanation:
         ]
 
     def _add_targets(self, explained: ExplainedBatch) -> None:
-        """Take down which classes are explained, unless it is the predicted one."""
+        """Record which classes are explained, unless it is the predicted one."""
         if self._is_asked_for and isinstance(explained.target, Classes):
             self.targets += _explained_classes(self.explainer, explained)
 
@@ -204,7 +204,7 @@ def _explained_classes(explainer: Explainer, explained: ExplainedBatch) -> list[
 def explainers_by_name(
     estimator: AnyEstimators, X: Any, y: Any = None
 ) -> dict[str, tuple[Explainer, Any]]:
-    """Return by name what explains, each fitted, and X as it takes it."""
+    """Return fitted explainers by name, each with X in the form that it takes."""
     if not isinstance(estimator, Mapping):
         return {type(estimator).__name__: as_explainer(estimator, X, y)}
     if not estimator:
@@ -215,14 +215,14 @@ def explainers_by_name(
 def column_name(
     name: str, explainer: Explainer, method: str, *, n_models: int, n_methods: int
 ) -> str:
-    """Return what maps are called: by their method, by the model, or by both."""
+    """Return the name of a column of maps: the method, the model, or both."""
     if n_models == 1:
         return method or method_name(explainer.method)
     return name if n_methods == 1 else f"{name}, {method}"
 
 
 def named_values(values: Any, name: str) -> dict[str, Any]:
-    """Return by name what came in a dict, or alone."""
+    """Return values by name, whether they came in a dict or as one."""
     if not isinstance(values, Mapping):
         return {name: values}
     if not values:
@@ -238,9 +238,10 @@ def map_list(maps: Tensor | np.ndarray | Sequence[Any]) -> list[np.ndarray]:
 def labels_of_images(
     X: Any, y: Any, n_images: int, explainer: Explainer | None = None
 ) -> np.ndarray | None:
-    """Return the labels that were given, or the data set's own, or None.
+    """Return the given labels, or the data set's own, or None.
 
-    As text with an explainer of several labels an image, of numbers, or whose classes have names.
+    Labels are text if the explainer has several labels per image, predicts numbers, or has names of
+    classes.
     """
     if y is None and dataset_labels(X) is None:
         return None
@@ -258,7 +259,7 @@ def labels_of_images(
 
 
 def as_text(values: Any) -> list[str] | None:
-    """Return labels or titles as they are written; None if there are none."""
+    """Return labels or titles as text; None if there are none."""
     return None if values is None else [str(value) for value in values]
 
 

@@ -25,7 +25,7 @@ from sklcam.plotting._explained import (
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CausalCurveDisplay(Display):
-    """Insertion and deletion: the network's confidence as the map's pixels come, and as they go.
+    """The network's confidence as the map's pixels are inserted, and as they are deleted.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class CausalCurveDisplay(Display):
         methods : str, Method, list of them, dict of names to them, or None, default=None
             The explanations; None is the estimator's own.
         target : None, labels or callable, default=None
-            See ``explain``; one class an image.
+            See ``explain``; one class per image.
         score : callable or None, default=None
             See :func:`~sklcam.metrics.evaluate`; needed for a target that is a callable.
         n_steps, start, end, batch_size
@@ -103,8 +103,8 @@ class CausalCurveDisplay(Display):
         Raises
         ------
         ValueError
-            If an image would have several maps, or a target without a probability comes without a
-            score.
+            If an image would have several maps, or if a target has no probability and there is no
+            ``score``.
         """
         cls._check(**options)
         params = {"iauc": {"n_steps": n_steps, "start": start, "end": end}}
@@ -135,7 +135,7 @@ class CausalCurveDisplay(Display):
     def from_predictions(
         cls, curves: CausalCurves | Mapping[str, CausalCurves], **options: Any
     ) -> CausalCurveDisplay:
-        """Draw curves that are there already.
+        """Draw curves that you already have.
 
         Parameters
         ----------
@@ -177,8 +177,8 @@ class CausalCurveDisplay(Display):
         ax : array-like of two matplotlib axes or None, default=None
             None makes a new figure.
         band : bool, default=True
-            Whether the middle half of the images is shown: shaded of one or two curves; of more,
-            where shades would cover each other, by bars at a few places.
+            Whether to show the middle half of the images: as a band for one or two curves, and as
+            bars at a few places for more, as bands would cover each other.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""What channels fire at, and the concepts of a layer in colours."""
+"""Crops where channels are strongest, and the concepts of a layer in colours."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _DISTINCT = 6  # colours that are told apart easily
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ConceptMapsDisplay(Display):
-    """The concepts of a layer in colours: at each place that of which there is the most.
+    """The concepts of a layer in colours: at each place, the strongest concept.
 
-    Each image has its picture, and beside it a grey one, which a concept covers by as much as there
-    is of it.
+    Each image is drawn twice: as it is, and in grey under the colours of the concepts, which are as
+    opaque as the concepts are strong.
 
     Parameters
     ----------
     images : list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
     maps : ndarray of shape (n_images, n_concepts, height, width), >= 0
-        At the images' size; what is over 1 is drawn as 1.
+        At the images' size; values over 1 are drawn as 1.
     names : list of str or None, default=None
-        What the concepts are called; None is their numbers.
+        Names of the concepts; None is their numbers.
 
     Attributes
     ----------
@@ -76,13 +76,13 @@ class ConceptMapsDisplay(Display):
         Parameters
         ----------
         estimator : estimator with ``explain``
-            That of ``concepts``.
+            The one that ``concepts`` was fitted with.
         X : images
             At most 100.
         concepts : ConceptMaps
             Fitted.
         names : sequence of str or None, default=None
-            What the concepts are called.
+            Names of the concepts.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -167,12 +167,12 @@ def in_colors(image: np.ndarray, maps: np.ndarray, colors: np.ndarray) -> np.nda
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ConceptCropsDisplay(Display):
-    """What channels fire at the most: a row of crops for each channel, with its name.
+    """The crops where channels are strongest: a row for each channel, with its name.
 
     Parameters
     ----------
     crops : list of list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
-        Of each channel, the strongest first; as many for each.
+        For each channel, the strongest first; the same number for each.
     titles : list of str or None, default=None
         The text over each row.
 
@@ -212,20 +212,20 @@ class ConceptCropsDisplay(Display):
         k: int = 5,
         **options: Any,
     ) -> ConceptCropsDisplay:
-        """Cut out what channels fire at the most, and draw it.
+        """Cut out where channels are strongest, and draw the crops.
 
         Parameters
         ----------
         estimator : estimator with ``explain``
-            That of the namer.
+            The one that the namer was fitted with.
         X : images
-            Those that the namer was fitted to.
+            The images that the namer was fitted to.
         namer : ConceptNamer or TextConceptNamer
             Fitted.
         channels : sequence of int
             At most 100.
         k : int, default=5
-            How many crops of each.
+            The number of crops per channel.
         **options
             ``ax`` and the other options of :meth:`plot`.
 

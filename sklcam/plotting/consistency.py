@@ -229,7 +229,7 @@ class ConsistencyDisplay(Display):
     Parameters
     ----------
     values : dict of str to ndarray of shape (n_images,), in [-1, 1]
-        For each model the SSIM of the view of the map and the map of the view.
+        For each model, the SSIM of the view of the map and the map of the view.
 
     Attributes
     ----------
@@ -308,7 +308,7 @@ class ConsistencyDisplay(Display):
 
     @classmethod
     def from_predictions(cls, values: Any, **options: Any) -> ConsistencyDisplay:
-        """Draw values that are there already, such as those of :func:`~sklcam.metrics.evaluate`.
+        """Draw values that you already have, such as those of :func:`~sklcam.metrics.evaluate`.
 
         Parameters
         ----------
@@ -342,7 +342,7 @@ class ConsistencyDisplay(Display):
         kind : {"hist", "ecdf"}, default="hist"
             Histograms with their means, or cumulative distributions.
         bins : int, default=20
-            Of the histograms, which have them in common.
+            Of the histograms, which share them.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""For and against a class: both maps, and what becomes of it without what speaks against it."""
+"""For and against a class: both maps, and the image without what speaks against the class."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from sklcam.plotting._explained import (
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CounterfactualDisplay(Display):
-    """What speaks for a class, what against it, and the image without the latter; a row an image.
+    """What speaks for a class and against it, and the image without the latter, a row per image.
 
-    Made by :meth:`from_estimator` or :meth:`from_predictions`. Where all of an image speaks for the
-    class, the map against it is blank, and nothing is covered.
+    Made by :meth:`from_estimator` or :meth:`from_predictions`. If everything in an image
+    speaks for the class, the map against it is blank, and nothing is covered.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class CounterfactualDisplay(Display):
     scores : ndarray of shape (n_images, 2) or None, default=None
         The probability of the class, or its score, before and after.
     labels : list of str or None, default=None
-        What the class is called.
+        The name of the class.
     pixelwise : bool, default=False
         Whether the maps for the class are of single pixels, such as saliency: see
         :class:`CAMDisplay`.
@@ -104,9 +104,9 @@ class CounterfactualDisplay(Display):
         X : images
             In any form that the estimator takes. At most 100.
         target : None, labels, Target or callable, default=None
-            The class, one an image; None is the predicted one.
+            The class, one per image; None is the predicted one.
         method : str, Method or None, default=None
-            What speaks for it; None is the estimator's own method. Against it is
+            The method of the map for it; None is the estimator's own. The map against it is by
             :class:`~sklcam.cam.Counterfactual`.
         share, base
             See :func:`~sklcam.metrics.cover`, of the network's input. If ``base`` is a function,
@@ -127,7 +127,7 @@ class CounterfactualDisplay(Display):
         check_one_map(explainer, methods, "CounterfactualDisplay")
         question = explainer.as_target(target, len(opened))
         if question.several:
-            raise ValueError("CounterfactualDisplay draws one class an image; got several.")
+            raise ValueError("CounterfactualDisplay draws one class per image; got several.")
         parts = [
             _of_batch(explainer, explained, share, base)
             for explained in explainer.iter_explained(opened, question, methods=methods)
@@ -159,7 +159,7 @@ class CounterfactualDisplay(Display):
         pixelwise: bool = False,
         **options: Any,
     ) -> CounterfactualDisplay:
-        """Draw what is there already.
+        """Draw results that you already have.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Objects that a detector finds, and the map of each with its box."""
+"""Objects that a detector finds, each with its box and map."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sklcam.plotting._explained import as_text, is_pixelwise, pictures_of, pictu
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DetectionDisplay(Display):
-    """Objects in images, a row for each: its box on the image, and its map beside it.
+    """Objects in images, one row each: the box on the image, and the map beside it.
 
     Made by :meth:`from_estimator` or :meth:`from_predictions`.
 
     Parameters
     ----------
     images : list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
-        For each object the image that it is in.
+        For each object, the image that contains it.
     maps : list of ndarray of shape (height, width)
         One for each object.
     boxes : ndarray of shape (n_objects, 4)
@@ -152,13 +152,13 @@ class DetectionDisplay(Display):
         pixelwise: bool = False,
         **options: Any,
     ) -> DetectionDisplay:
-        """Draw maps that are there already.
+        """Draw maps that you already have.
 
         Parameters
         ----------
         images : images
         maps : sequence of array-like of shape (k_i, height, width)
-            Of each image, as ``explain`` returns them.
+            For each image, as ``explain`` returns them.
         boxes : sequence of array-like of shape (k_i, 4)
         titles : sequence of sequence of str, or None, default=None
             The text over each object, image by image.

@@ -1,7 +1,6 @@
-"""Why it failed: of images that are predicted wrong, the maps of the predicted and the true class.
+"""Why it failed: maps of the predicted and the true class of images that are predicted wrong.
 
-Which images these are is found first, and of that pass nothing is kept but numbers. Those that are
-drawn are read again.
+The first pass finds these images and keeps only numbers. Images that are drawn are read again.
 """
 
 from __future__ import annotations
@@ -41,19 +40,20 @@ _MOST_DRIFT = 0.05
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FailuresDisplay(Display):
-    """Why a network took an image for another class, and what it saw of the true one; a row each.
+    """Why a network took an image for another class, and what it saw of the true one.
 
-    Made by :meth:`from_estimator`, the surest errors first, or by :meth:`from_predictions`.
+    Each image has a row. Made by :meth:`from_estimator`, with the most confident errors first, or
+    by :meth:`from_predictions`.
 
     Parameters
     ----------
     images : list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
     maps_predicted, maps_true : list of ndarray of shape (height, width)
-        For the class that was predicted and the one that is true; each is scaled by itself.
+        For the predicted class and for the true one; each map is scaled by itself.
     predicted, true : list of str
-        What these classes are called.
+        The names of these classes.
     probabilities : ndarray of shape (n_images, 2) or None, default=None
-        Of the predicted and of the true class.
+        For the predicted and for the true class.
     names : list of str or None, default=None
         The text over each image.
     pixelwise : bool, default=False
@@ -64,9 +64,9 @@ class FailuresDisplay(Display):
     images, maps_predicted, maps_true, predicted, true, probabilities, names, pixelwise
         As above.
     rows_ : ndarray of shape (n_images,), int64, or None
-        Which rows of X they are; None if they were given.
+        Which rows of X were drawn; None after :meth:`from_predictions`.
     n_wrong_ : int or None
-        How many images of X are predicted wrong, whether they are drawn or not.
+        The number of images of X that are predicted wrong, drawn or not.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (n_images, 3)
     ims_ : ndarray of AxesImage, of the shape of ``axes_``
@@ -124,14 +124,14 @@ class FailuresDisplay(Display):
         Parameters
         ----------
         estimator : estimator with ``explain``, or nn.Module
-            Of a classifier of one label per image, with probabilities.
+            A classifier of one label per image, with probabilities.
         X : images
-            In any form that the estimator takes. Those that are drawn are read twice, and must be
+            In any form that the estimator takes. Images that are drawn are read twice, and must be
             the same both times.
         y : array-like of shape (n_images,) or None, default=None
             The true labels, or the names of classes; a torch data set may bring its own.
         n_images : int, default=8
-            How many images are drawn at most, 1 to 100.
+            The largest number of images to draw, 1 to 100.
         method : str, Method or None, default=None
             See ``explain``. One pass explains both classes.
         **options
@@ -144,8 +144,8 @@ class FailuresDisplay(Display):
         Raises
         ------
         ValueError
-            If the network is not such a classifier; if no image is predicted wrong; or if one that
-            is read again is another image.
+            If the network is not such a classifier, if no image is predicted wrong, or if an image
+            has changed when it is read again.
 
         Warns
         -----
@@ -201,7 +201,7 @@ class FailuresDisplay(Display):
         pixelwise: bool = False,
         **options: Any,
     ) -> FailuresDisplay:
-        """Draw what is there already, in its order.
+        """Draw results that you already have, in their order.
 
         Parameters
         ----------
@@ -242,7 +242,7 @@ class FailuresDisplay(Display):
         limits: tuple[float, float] | None = None,
         colorbar: bool = True,
     ) -> FailuresDisplay:
-        """Draw a row for each image: the image, why the predicted class, why the true one.
+        """Draw a row for each image: the image, and the maps for the predicted and the true class.
 
         Parameters
         ----------
@@ -289,7 +289,7 @@ class FailuresDisplay(Display):
 
 
 def _check_is_classifier(explainer: Explainer) -> None:
-    """Raise a ValueError unless each image has one class, of a probability."""
+    """Raise a ValueError unless each image has one class, with a probability."""
     if not explainer.shows_probabilities:
         raise ValueError(
             f"FailuresDisplay sorts errors by the network's probabilities, and a "

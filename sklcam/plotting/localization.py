@@ -1,4 +1,4 @@
-"""Boxes of maps, and of objects."""
+"""Boxes around maps, beside the true boxes of objects."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ AnyBoxes = Sequence[ArrayLike] | np.ndarray | Tensor
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LocalizationDisplay(Display):
-    """The box that a map makes, and the true ones, on the image.
+    """The box around a map and the true boxes, on the image.
 
     Parameters
     ----------
     images : list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
     maps : list of ndarray of shape (height, width)
-        Of each image's own size; the method's own after the ReLU, and not scaled, which would move
-        the threshold.
+        At each image's own size, after the ReLU, and not scaled, as scaling would move the
+        threshold.
     boxes : list of ndarray of shape (n_boxes, 4)
         The true ones, ``(x1, y1, x2, y2)`` in pixels of the image.
     threshold : float
@@ -56,7 +56,7 @@ class LocalizationDisplay(Display):
     found : ndarray of shape (n_images, 4)
         The boxes of the maps; zeros for a map of zeros.
     iou : ndarray of shape (n_images,), in [0, 1]
-        Of each with the true box that it meets best.
+        Of each map's box with the true box that it overlaps most.
     figure_ : matplotlib Figure
     axes_ : ndarray of Axes, of shape (n_images,)
     ims_ : ndarray of AxesImage, of shape (n_images,)
@@ -109,7 +109,7 @@ class LocalizationDisplay(Display):
         target : None, labels or callable, default=None
             See ``explain``.
         threshold : float, default=0.15
-            Share of the map's maximum from which on pixels count.
+            Pixels count from this share of the map's maximum.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -153,7 +153,7 @@ class LocalizationDisplay(Display):
         pixelwise: bool = False,
         **options: Any,
     ) -> LocalizationDisplay:
-        """Draw maps that are there already.
+        """Draw maps that you already have.
 
         Parameters
         ----------
@@ -205,7 +205,7 @@ class LocalizationDisplay(Display):
 
     @cached_property
     def iou(self) -> np.ndarray:
-        """Intersection over union of each map's box and the true one that it meets best."""
+        """Intersection over union of each map's box and the true one that it overlaps most."""
         pairs = zip(torch.from_numpy(self.found), self.boxes, strict=True)
         return np.array([float(box_iou(box, torch.as_tensor(true)).max()) for box, true in pairs])
 

@@ -58,10 +58,10 @@ class CAMDisplay(Display):
     map_titles : dict of str to list of str or None, default=None
         The text over each map.
     image_right : list of bool or None, default=None
-        Whether each image's prediction is right, which frames the image; None of an image is
+        Whether each image's prediction is right, which frames the image; None for an image means
         unknown.
     map_right : dict of str to list of bool, or None, default=None
-        The same of each map's model, which frames the map.
+        The same for each map's model, which frames the map.
     pixelwise : collection of str, default=()
         The names in ``maps`` whose maps are of single pixels, such as saliency. A few of these
         pixels outshine all others, and over an image they would not be seen. So these maps are
@@ -114,9 +114,9 @@ class CAMDisplay(Display):
     ) -> CAMDisplay:
         """Explain images, and draw them.
 
-        Each image is read once, and one pass of the network makes the maps of all methods. Of a
-        volume a slice is drawn, the one in which the first map is the highest; the title says
-        which, counted from 0.
+        Each image is read once, and one pass of the network makes the maps of all methods. For a
+        volume, one slice is drawn: the one with the highest value of the first map. The title says
+        which one, counted from 0.
 
         Parameters
         ----------
@@ -189,7 +189,7 @@ class CAMDisplay(Display):
         pixelwise: Collection[str] = (),
         **options: Any,
     ) -> CAMDisplay:
-        """Draw maps that are there already.
+        """Draw maps that you already have.
 
         Parameters
         ----------
@@ -211,7 +211,7 @@ class CAMDisplay(Display):
         ------
         ValueError
             If there is not one map (height, width) and one title for each image, or ``pixelwise``
-            names what ``maps`` do not.
+            contains a name that is not in ``maps``.
         """
         cls._check(**options)
         named = {name: map_list(given) for name, given in named_values(maps, "map").items()}
@@ -263,7 +263,7 @@ class CAMDisplay(Display):
         ------
         ValueError
             If there is not one map (height, width) and one title for each image, ``pixelwise``
-            names what ``maps`` do not, or a new figure would have over 100 rows.
+            contains a name that is not in ``maps``, or a new figure would have over 100 rows.
         """
         self._check(ax=ax, kind=kind, cmap=cmap, alpha=alpha, limits=limits)
         check_maps(self.maps, len(self.images))
@@ -404,8 +404,7 @@ class MapGridDisplay(Display):
         Raises
         ------
         ValueError
-            If ``image`` is not one image, or ``param_grid`` is empty or names a parameter that
-            there is not.
+            If ``image`` is not one image, or ``param_grid`` is empty or names an unknown parameter.
         """
         cls._check(**options)
         if not param_grid or not all(len(values) for values in param_grid.values()):
@@ -449,7 +448,7 @@ class MapGridDisplay(Display):
         pixelwise: bool = False,
         **options: Any,
     ) -> MapGridDisplay:
-        """Draw maps that are there already.
+        """Draw maps that you already have.
 
         Parameters
         ----------
@@ -544,7 +543,7 @@ class _Column(NamedTuple):
 def _columns(
     name: str, explanation: Explanation, labels: np.ndarray | None, *, n_models: int
 ) -> dict[str, _Column]:
-    """Return what is drawn of a model by the names of the columns."""
+    """Return what is drawn for a model, by the names of the columns."""
     columns, right = {}, explanation.verdicts(labels)
     n_methods = len(explanation.maps)
     for method, maps in explanation.maps.items():
@@ -568,7 +567,7 @@ def _columns(
 
 
 def _predicted(explanation: Explanation, right: Sequence[bool | None]) -> list[str]:
-    """Return what is predicted of each image, with a sign of right or wrong."""
+    """Return the prediction for each image, marked as right or wrong."""
     return [
         "" if each.text is None else f"{draw.SIGNS[is_right]}predicted: {each.text}"
         for each, is_right in zip(explanation.predictions, right, strict=True)

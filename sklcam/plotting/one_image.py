@@ -40,12 +40,12 @@ def show(
     method : str, Method, list of them, dict of names to them, or None, default=None
         The explanations, a column for each; None is the model's own.
     target : None, label, list of labels, callable or Target, default=None
-        What is explained; None is the predicted class. Several labels, and ``TopK(3)``, have a
+        The class to explain; None is the predicted one. Several labels, or ``TopK(3)``, have a
         column each.
     ax : array-like of matplotlib axes or None, default=None
         One for the image and one for each map; None makes a new figure.
     **options
-        Those of :meth:`CAMDisplay.plot`.
+        Options of :meth:`CAMDisplay.plot`.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def show(
 
     Examples
     --------
-    With a network by its name, ``sklcam.show("dog.jpg", "efficientnet_lite0")``; with one of your
+    With the name of a network, ``sklcam.show("dog.jpg", "efficientnet_lite0")``; with one of your
     own:
 
     >>> import numpy as np
@@ -91,7 +91,7 @@ def show(
 
 
 def _one(image: Any) -> Any:
-    """Return one image as X, a row of it; a ValueError if it is none, or several."""
+    """Return one image as X of one row; a ValueError if there is not exactly one."""
     if isinstance(image, np.ndarray | Tensor):
         if image.ndim != 3 and not (image.ndim == 2 and isinstance(image, np.ndarray)):
             raise ValueError(

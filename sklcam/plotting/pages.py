@@ -1,7 +1,7 @@
-"""What pages of HTML are made of that load nothing: thumbnails as data URIs, scripts, names.
+"""Parts of HTML pages that load nothing: thumbnails as data URIs, scripts, names.
 
 A page of the library is one file. Its images are in it, and its content security policy names the
-digests of its own style and script, so that whatever else comes in, such as a label, is text.
+digests of its own style and script, so anything else in it, such as a label, is only text.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
 
 
 def image_names(X: Any, names: AnyNames | None, n_images: int) -> list[str]:
-    """Return what each image is called; files without their folders, which are nobody's business.
+    """Return the name of each image; for a file, its name without the folder, which is private.
 
     Parameters
     ----------
@@ -285,22 +285,22 @@ def image_names(X: Any, names: AnyNames | None, n_images: int) -> list[str]:
 
 
 def style_of(package: str) -> str:
-    """Return the style of a room's page: what all pages have in common, and its own."""
+    """Return the style of a package's page: the common one, and its own."""
     return text_of("sklcam.plotting", "pages.css") + text_of(package, "page.css")
 
 
 def text_of(package: str, name: str) -> str:
-    """Return a file that stands beside the code."""
+    """Return the text of a file beside the code."""
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def digest(script: str) -> str:
-    """Return what a content security policy knows a style or a script by."""
+    """Return the digest by which a content security policy names a style or a script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def script_json(value: Any) -> str:
-    r"""Return JSON that can stand in a script element: no sign in it can end that.
+    r"""Return JSON for a script element, without characters that could end the element.
 
     Examples
     --------

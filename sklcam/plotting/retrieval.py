@@ -39,8 +39,8 @@ _CELL = 2.6  # inches: neighbours are to be recognised
 class RetrievalDisplay(Display):
     """Queries and their nearest neighbours in a gallery, each explained towards the other.
 
-    Of each query there are two rows: the images, and below them where they are alike: of the query
-    the mean of its maps towards all neighbours, and of each neighbour its map towards the query. A
+    Each query has two rows: the images, and below them the maps of where they are alike. The
+    query's is the mean of its maps towards all neighbours, a neighbour's is towards the query. A
     neighbour of the query's class has an unbroken frame and is called right; another one has a
     dashed frame and is called wrong.
 
@@ -111,7 +111,7 @@ class RetrievalDisplay(Display):
         method: AnyMethod | None = None,
         **options: Any,
     ) -> RetrievalDisplay:
-        """Search the gallery, explain what was found, and draw it.
+        """Search the gallery, explain the neighbours, and draw them.
 
         Parameters
         ----------
@@ -138,8 +138,9 @@ class RetrievalDisplay(Display):
         Raises
         ------
         ValueError
-            If the estimator does not search by embeddings, k is not from 1 to the number of images
-            in the gallery, or labels are given of one of the two only, or not one per image.
+            If the estimator does not search by embeddings, if k is not from 1 to the number of
+            images in the gallery, or if labels are given for only one of the two, or not one per
+            image.
         """
         cls._check(**options)
         explainer, query_images = as_explainer(estimator, query)
@@ -206,8 +207,8 @@ class RetrievalDisplay(Display):
         Raises
         ------
         ValueError
-            If ``neighbors`` is not the result of explain_neighbors for these queries, or labels are
-            given of one of the two only, or not one per image.
+            If ``neighbors`` is not the result of explain_neighbors for these queries, or if labels
+            are given for only one of the two, or not one per image.
         """
         cls._check(**options)
         wanted = ("indices", "similarities", "query_maps", "neighbor_maps")

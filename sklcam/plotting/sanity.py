@@ -84,7 +84,7 @@ class SanityCheckDisplay(Display):
         methods : str, Method, list of them, dict of names to them, or None, default=None
             The explanations; None is the estimator's own.
         target : None, labels or callable, default=None
-            See ``explain``; one class an image.
+            See ``explain``; one class per image.
         mode, layers, random_state
             See :func:`~sklcam.metrics.sanity_check`.
         **options
@@ -109,7 +109,7 @@ class SanityCheckDisplay(Display):
 
     @classmethod
     def from_predictions(cls, check: SanityCheck, **options: Any) -> SanityCheckDisplay:
-        """Draw a sanity check that is there already.
+        """Draw a sanity check that you already have.
 
         Parameters
         ----------
@@ -124,7 +124,7 @@ class SanityCheckDisplay(Display):
         Raises
         ------
         ValueError
-            If it is no SanityCheck.
+            If it is not a SanityCheck.
         """
         cls._check(**options)
         if not isinstance(check, SanityCheck):
@@ -142,7 +142,7 @@ class SanityCheckDisplay(Display):
             None makes a new figure.
         likeness : {"rank_correlation", "ssim"}, default="rank_correlation"
         band : bool, default=True
-            Whether the interval of 95 % of each mean is shaded.
+            Whether the 95 % interval of each mean is shaded.
 
         Returns
         -------

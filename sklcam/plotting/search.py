@@ -1,4 +1,4 @@
-"""The candidates of a search: what one score costs in another."""
+"""The candidates of a search: how much of one score another costs."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class TradeoffDisplay(Display):
         ax : matplotlib Axes or None, default=None
             None makes a new figure.
         color_by, marker_by : str or None, default=None
-            Parameters that are told by colour and by shape; None are the first two that vary.
+            Parameters that colours and shapes stand for; None are the first two that vary.
         errors : bool, default=True
             Whether bars show the standard deviation over the folds.
 
@@ -294,7 +294,7 @@ class TradeoffDisplay(Display):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TradeoffBoxDisplay(Display):
-    """A score of a search's candidates, or what it gains over a baseline, by a parameter.
+    """A score of a search's candidates, or its gain over a baseline, by a parameter.
 
     Parameters
     ----------
@@ -305,7 +305,7 @@ class TradeoffBoxDisplay(Display):
     by : str
         Of the parameter.
     is_difference : bool, default=False
-        Whether the baseline has been taken off.
+        Whether the baseline has been subtracted.
 
     Attributes
     ----------
@@ -407,7 +407,7 @@ class TradeoffBoxDisplay(Display):
         values = {}
         for i, level in enumerate(levels):
             own = [k for k in range(len(params)) if level_of[k] == i and np.isfinite(means[k])]
-            taken_off = 0.0
+            subtracted = 0.0
             if baseline is not None:
                 among = [k for k in own if baseline.items() <= params[k].items()]
                 if len(among) != 1:
@@ -416,8 +416,8 @@ class TradeoffBoxDisplay(Display):
                         f"{len(among)} with {by}={draw.shortened(level)}."
                     )
                 own.remove(among[0])
-                taken_off = means[among[0]]
-            values[draw.shortened(level)] = means[own] - taken_off
+                subtracted = means[among[0]]
+            values[draw.shortened(level)] = means[own] - subtracted
         display = cls(values=values, name=score, by=by, is_difference=baseline is not None)
         return display.plot(**options)
 

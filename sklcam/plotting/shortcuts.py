@@ -26,7 +26,7 @@ class ShortcutsDisplay(Display):
     ----------
     clusters : list of Shortcut
     images : list of list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
-        Of each cluster some images, at the network's input size; as many for each.
+        Some images of each cluster, at the network's input size; the same number for each.
 
     Attributes
     ----------
@@ -72,13 +72,13 @@ class ShortcutsDisplay(Display):
         ----------
         estimator : estimator with ``explain``
         X : images
-            Those in which the shortcuts were found.
+            The images in which the shortcuts were found.
         shortcuts : Shortcuts
-            What :func:`~sklcam.concepts.find_shortcuts` returned.
+            The result of :func:`~sklcam.concepts.find_shortcuts`.
         n_rows : int, default=5
-            How many clusters, the strongest first; at most 100.
+            The number of clusters, the strongest first; at most 100.
         k : int, default=5
-            How many images of each.
+            The number of images per cluster.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -124,7 +124,7 @@ class ShortcutsDisplay(Display):
         Returns
         -------
         ShortcutsDisplay
-            ``self``. What was covered is outlined in each image.
+            ``self``. The region that was covered is outlined in each image.
         """
         self._check(ax=ax, cmap=cmap)
         n_columns = 1 + len(self.images[0])

@@ -19,7 +19,7 @@ from sklcam.plotting._explained import is_pixelwise, pictures_of, pictures_of_ba
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class WordDisplay(Display):
-    """Images with their captions, or answers, a row for each: the map of every word.
+    """Images with their captions or answers, one row each, and the map of every word.
 
     Made by :meth:`from_estimator` or :meth:`from_predictions`.
 
@@ -27,7 +27,7 @@ class WordDisplay(Display):
     ----------
     images : list of ndarray of shape (height, width) or (height, width, 3), in [0, 1]
     found : list of WordMaps
-        Of each image, as ``explain`` returns them.
+        For each image, as ``explain`` returns them.
     titles : list of str or None, default=None
         The text over each image; None is the text that is explained.
     pixelwise : bool, default=False
@@ -78,14 +78,14 @@ class WordDisplay(Display):
         estimator : CaptionExplainer, or VQAExplainer of a network that writes its answers
             Fitted.
         X : images, or dict of "image" and "caption", or "image", "question" and "answer"
-            Texts that are not there the network writes. At most 100 images.
+            The network writes texts that are missing. At most 100 images.
         words : sequence of str or None, default=None
-            Which words are drawn, where a text has them; None is all.
+            Which words are drawn if a text contains them; None is all.
         method : str, Method or None, default=None
             See ``explain``.
         normalize : bool, default=True
-            Whether each map is scaled to [0, 1] by itself. False shows which word depends on the
-            image the most.
+            Whether each map is scaled to [0, 1] by itself. False shows which word depends most on
+            the image.
         **options
             ``ax`` and the other options of :meth:`plot`.
 
@@ -136,13 +136,13 @@ class WordDisplay(Display):
         pixelwise: bool = False,
         **options: Any,
     ) -> WordDisplay:
-        """Draw maps that are there already.
+        """Draw maps that you already have.
 
         Parameters
         ----------
         images : images
         found : sequence of WordMaps
-            Of each image, as ``explain`` returns them.
+            For each image, as ``explain`` returns them.
         titles : sequence of str or None, default=None
             The text over each image; None is the text that is explained.
         pixelwise : bool, default=False

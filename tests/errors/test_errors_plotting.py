@@ -64,7 +64,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "several classes",
             lambda: CounterfactualDisplay.from_estimator(fitted(), X, target=cam.TopK(2)),
-            "draws one class an image",
+            "draws one class per image",
         ),
         (
             "a share",
