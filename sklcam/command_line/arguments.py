@@ -110,7 +110,9 @@ def _add_evaluate(commands: Any) -> None:
     measured.add_argument(
         "--overwrite", action="store_true", help="replace that file if it is there"
     )
-    measured.add_argument("--store", metavar="F", help="folder to go on from after an interruption")
+    measured.add_argument(
+        "--store", metavar="F", help="folder to resume from after an interruption"
+    )
     _add_running(command, jobs=True)
 
 

@@ -64,7 +64,7 @@ def run(arguments: Namespace) -> Result:
     writer = _Writer(explainer, root, images, target_of(arguments, explainer, labels), arguments)
     folder = writer.begun()
     n_before = folder.n_done
-    (out / _TABLE).unlink(missing_ok=True)  # without which nobody takes old and new for one
+    (out / _TABLE).unlink(missing_ok=True)  # without it, nobody takes old and new files for one run
     writer.write(folder)
     n_remarks = _write_table(out / _TABLE, names, found, _rows(folder))
     _remove_whole(folder.path)
@@ -87,13 +87,13 @@ def _check_out(out: Path, root: Path, *, overwrite: bool) -> None:
     is_begun = (out / _UNFINISHED).is_dir()
     if out.is_dir() and any(out.iterdir()) and not overwrite and not is_begun:
         raise ValueError(
-            f"--out {out} is there, and not empty: give another folder, or --overwrite, which "
-            "replaces files of the same names and leaves all others."
+            f"--out {out} already exists and is not empty. Give another folder, or --overwrite, "
+            "which replaces files of the same names and leaves all others."
         )
     if root.is_dir() and out.resolve().is_relative_to(root.resolve()):
         raise ValueError(
-            f"--out {out} is in {root}, so that overlays would be images to explain next time; "
-            "give a folder elsewhere."
+            f"--out {out} is in {root}, so overlays would be images to explain next time. Give a "
+            "folder elsewhere."
         )
 
 

@@ -45,9 +45,9 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; give the name of a file.")
     if not out.parent.is_dir():
-        raise ValueError(f"--out {out} is in no folder that there is.")
+        raise ValueError(f"--out {out} is in a folder that does not exist; create it first.")
     if out.exists() and not overwrite:
-        raise ValueError(f"--out {out} is there: give another name, or --overwrite.")
+        raise ValueError(f"--out {out} already exists. Give another name, or --overwrite.")
 
 
 class _Question(NamedTuple):

@@ -37,8 +37,8 @@ def labelled_images(root: Path) -> tuple[list[str], list[str]]:
     images, labels = list(found.data), found.target.tolist()
     if beside := sorted({*find_images(root)} - {*images}):
         raise ValueError(
-            f"{beside[0]} is beside the folders of {root}, whose names are labels: put it into "
-            "that of its class. Elsewhere than for --target true, --no-labels ignores the folders."
+            f"{beside[0]} is beside the folders of {root}, whose names are labels. Move it into "
+            "the folder of its class. Except with --target true, --no-labels ignores the folders."
         )
     return images, labels
 

@@ -101,13 +101,13 @@ def sentences(told: Told, *, is_new: bool = True) -> list[str]:
     if told.n_silent:
         found.append(
             f"{told.n_silent} of {of} maps {'is' if told.n_silent == 1 else 'are'} blank: nothing "
-            "in the image speaks for the class. Their numbers say nothing, either."
+            "in the image speaks for the class, so the numbers of such maps mean nothing."
         )
     if told.n_broken:
         are = "is" if told.n_broken == 1 else "are"
         found.append(
-            f"{told.n_broken} of {of} maps {are} not finite (NaN or infinite), so numbers of all "
-            "images that they go into are not known."
+            f"{told.n_broken} of {of} maps {are} not finite (NaN or infinite), so the means that "
+            "include them are not known."
         )
     return [sentence for sentence in found if sentence]
 

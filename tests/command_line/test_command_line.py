@@ -311,7 +311,7 @@ def test_overwriting_replaces_what_there_was_of_an_image_and_nothing_else(run, t
     assert run("explain", "--out", out)[0] == 0
     (out / "notes.txt").write_text("mine")
     code, _, told = run("explain", "--out", out, "--no-arrays")
-    assert code == 1 and "is there, and not empty" in told
+    assert code == 1 and "already exists and is not empty" in told
     assert run("explain", "--out", out, "--no-arrays", "--format=jpeg", "--overwrite")[0] == 0
     assert (out / "notes.txt").read_text() == "mine"
     found = sorted(path.suffix for path in out.rglob("*") if path.is_file())
@@ -651,7 +651,7 @@ def test_report_writes_a_page(run, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "<title>Explanations of pets</title>" in text and "cat/1.jpg" in text
     code, _, told = run("report", *options)
-    assert code == 1 and "is there: give another name, or --overwrite" in told
+    assert code == 1 and "already exists. Give another name, or --overwrite" in told
     assert run("report", *options, "--overwrite", "--title=Mine")[0] == 0
     assert "<title>Mine</title>" in page.read_text(encoding="utf-8")
 
