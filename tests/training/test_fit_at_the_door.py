@@ -237,7 +237,7 @@ def test_criteria_that_do_not_compare_scores_with_labels(criterion):
 @pytest.mark.parametrize(
     ("options", "given", "message"),
     [
-        ({"criterion__reduction": "none"}, None, 'use reduction="mean"'),
+        ({"criterion__reduction": "none"}, None, 'Use reduction="mean"'),
         ({"criterion__reduction": "sum"}, np.ones(12), "with reduction='sum'"),
         ({"criterion__weight": "balanced"}, None, "one number for each class; got a str"),
         ({"criterion__weight": {"a": 1.0}}, None, "one number for each class; got a dict"),
