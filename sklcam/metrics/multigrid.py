@@ -21,6 +21,9 @@ _COARSEST = 256  # pixels of which a matrix is inverted
 # how much the answer of a coarser grid counts. Found by trial: with these the steps are fewest.
 _HOLD, _FADING, _OVERCORRECTION = 0.8, 0.6, 1.04
 _FIRST_LOOK, _RENEWED, _MOST_STEPS = 4, 4, 24
+_FAR = (
+    12  # errors per unit of what is left, on the coarsest grid: more of rounding than one may see
+)
 _TOLERANCES = {torch.float32: 2.5e-5, torch.float64: 1e-11}  # of the next step, each a tenth of it
 
 
@@ -113,6 +116,7 @@ class Multigrid:
         diagonal = (self._grids[-1].weights + held + free).flatten(1)
         factors, _ = torch.linalg.cholesky_ex(self._apart + torch.diag_embed(diagonal))
         self._inverse = torch.cholesky_inverse(factors)
+        self._is_far = self._inverse.abs().sum(dim=2).amax(dim=1)[:, None, None, None] > _FAR
 
     def _solve(self) -> Tensor:
         """Take steps of conjugate gradients until no pixel changes; say for which images it was so.
@@ -145,11 +149,13 @@ class Multigrid:
                 if not bool(is_on.any()):
                     break
             left.addcmul_(length, change)
-            if step % _RENEWED == _RENEWED - 1 and self.dtype != torch.float64:
-                # Far from what is known, the rounding of long steps would add up.
+            is_due = step % _RENEWED == _RENEWED - 1 and self.dtype != torch.float64
+            if is_due and bool(self._is_far.any()):
+                # Far from all known pixels, the rounding of long steps would add up.
                 exact = self._exact.values.copy_(solved)
-                change_there = self._exact.weighted(self._exact_change)
-                left.copy_(change_there.addcmul_(self._exact_centre, exact, value=-1)).add_(known)
+                renewed = self._exact.weighted(self._exact_change)
+                renewed.addcmul_(self._exact_centre, exact, value=-1).add_(known)
+                torch.where(self._is_far, renewed.to(self.dtype), left, out=left)
         return is_solved.flatten()
 
     def _error_of(self, left: Tensor, level: int) -> Tensor:
