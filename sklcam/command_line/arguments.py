@@ -1,4 +1,4 @@
-"""What the command takes. Nothing is imported here that takes time: help comes at once."""
+"""The arguments of the command. Nothing slow is imported here, so help appears at once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MODELS = "a .sklcam file; timm/NAME, torchvision/NAME, ..."
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help whose lines of text are as they are written, all of which fit 80 columns."""
+    """Help that keeps line breaks as they are written; all lines fit 80 columns."""
 
     def __init__(self, prog: str, **options: Any):
         super().__init__(prog, **{"max_help_position": 21, **options})
 
 
 class _Once(argparse.Action):
-    """Keep a model; an error if another follows, which would take its place without a word."""
+    """Keep a model; an error if a second one follows, which would silently replace it."""
 
     def __call__(
         self,
@@ -31,7 +31,7 @@ class _Once(argparse.Action):
     ) -> None:
         if getattr(namespace, self.dest) is not None:
             parser.error(
-                f"{option_string} is for one model here; evaluate and report compare several"
+                f"{option_string} takes one model here; evaluate and report compare several"
             )
         setattr(namespace, self.dest, values)
 
@@ -41,13 +41,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="sklcam",
         usage="sklcam [--version] COMMAND ...",
-        description="Show where a network looked in photographs, and measure such maps.",
+        description="Show where a network looked in photographs, and measure its maps.",
         epilog=(
             "examples:\n"
             "  sklcam explain photos --model birds.sklcam --out maps\n"
             "  sklcam evaluate test --model timm/resnet50 --metrics accuracy,adcc\n"
             "  sklcam report test --model birds.sklcam -o report.html\n\n"
-            "sklcam COMMAND --help has the options of a command."
+            "sklcam COMMAND --help lists the options of a command."
         ),
         formatter_class=_Help,
     )
@@ -66,32 +66,32 @@ def _add_explain(commands: Any) -> None:
     command = _command(
         commands,
         "explain",
-        "write each image's map: over it, as an array, in a table",
+        "write overlays, arrays, and a table of predictions",
         "DIR --model MODEL --out MAPS",
     )
     _add_images_and_model(command, "a folder of images, at any depth; or one image")
-    written = command.add_argument_group("what is explained, and written")
+    written = command.add_argument_group("maps and files")
     _add_method(written)
     written.add_argument(
         "--out", required=True, metavar="MAPS", help="folder to write to; the same call resumes"
     )
-    written.add_argument("--overwrite", action="store_true", help="replace files that are in MAPS")
+    written.add_argument("--overwrite", action="store_true", help="replace files in MAPS")
     written.add_argument(
         "--format",
         metavar="KIND",
         choices=("png", "jpeg"),
         default="png",
-        help="of the overlays: png or jpeg; default png",
+        help="format of overlays: png or jpeg; default png",
     )
     written.add_argument(
-        "--longest", type=int, default=1024, metavar="N", help="pixels of an overlay's longer side"
+        "--longest", type=int, default=1024, metavar="N", help="longer side of overlays, in pixels"
     )
     written.add_argument(
         "--frame",
         metavar="WHOSE",
         choices=("input", "image"),
         default="input",
-        help="size of arrays: of the input, or of the image",
+        help="size of arrays: that of the input, or of the image",
     )
     written.add_argument("--no-overlays", action="store_true", help="write no overlays")
     written.add_argument("--no-arrays", action="store_true", help="write no arrays (.npy)")
@@ -104,12 +104,10 @@ def _add_evaluate(commands: Any) -> None:
     )
     folder = "a folder of images; folders in it are their classes"
     _add_images_and_model(command, folder, several=True)
-    measured = command.add_argument_group("what is measured")
+    measured = command.add_argument_group("measurements")
     _add_measured(measured)
     measured.add_argument("-o", "--out", metavar="F", help="CSV file for the values of each image")
-    measured.add_argument(
-        "--overwrite", action="store_true", help="replace that file if it is there"
-    )
+    measured.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
     measured.add_argument(
         "--store", metavar="F", help="folder to resume from after an interruption"
     )
@@ -125,20 +123,18 @@ def _add_report(commands: Any) -> None:
     )
     folder = "a folder of images; folders in it are their classes"
     _add_images_and_model(command, folder, several=True)
-    shown = command.add_argument_group("what is measured, and shown")
+    shown = command.add_argument_group("measurements and page")
     _add_measured(shown)
     shown.add_argument("-o", "--out", required=True, metavar="F", help="the page to write")
-    shown.add_argument("--overwrite", action="store_true", help="replace that file if it is there")
-    shown.add_argument("--title", metavar="TEXT", help="of the page")
-    shown.add_argument("--images", type=int, metavar="N", help="how many are shown; default all")
+    shown.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
+    shown.add_argument("--title", metavar="TEXT", help="title of the page")
+    shown.add_argument("--images", type=int, metavar="N", help="how many to show; default all")
     _add_running(command, jobs=True)
 
 
 def _add_info(commands: Any) -> None:
     command = _command(commands, "info", "say what is in a .sklcam file", "FILE")
-    command.add_argument(
-        "file", metavar="FILE", help="as sklcam.save writes it; no code of it runs"
-    )
+    command.add_argument("file", metavar="FILE", help="a file of sklcam.save; no code in it runs")
     command.add_argument("--json", action="store_true", help=_JSON)
     command.add_argument("--traceback", action="store_true", help=_TRACEBACK)
     command.set_defaults(module="describing")
@@ -165,14 +161,14 @@ def _add_images_and_model(
     model = command.add_argument_group("model")
     how: dict[str, Any] = {
         "action": "append",
-        "help": "a .sklcam file, timm/NAME, ...; again: another",
+        "help": "a .sklcam file, timm/NAME, ...; repeat to compare",
     }
     one: dict[str, Any] = {"action": _Once, "help": _MODELS}
     model.add_argument("--model", required=True, **(how if several else one))
     model.add_argument(
         "--weights", metavar="F", help="file of a named network's weights; default: published"
     )
-    model.add_argument("--classes", metavar="FILE", help="text file, the name of a class a line")
+    model.add_argument("--classes", metavar="FILE", help="text file, one class name per line")
     model.add_argument("--layer", metavar="L", help="target layer; default: the usual one")
     model.add_argument(
         "--image-size", type=_size, metavar="N", help="side of the input, or HEIGHTxWIDTH"
@@ -181,11 +177,11 @@ def _add_images_and_model(
         "--resize",
         metavar="HOW",
         choices=("stretch", "center_crop"),
-        help="to that size: stretch or center_crop",
+        help="how to get that size: stretch or center_crop",
     )
     for name in ("mean", "std"):
         model.add_argument(
-            f"--{name}", type=_numbers, metavar="R,G,B", help="to normalise by, in [0, 1]"
+            f"--{name}", type=_numbers, metavar="R,G,B", help=f"{name} to normalise by, in [0, 1]"
         )
 
 
@@ -210,7 +206,7 @@ def _add_running(command: argparse.ArgumentParser, *, jobs: bool = False) -> Non
         "--precision",
         metavar="TYPE",
         choices=("fp32", "bf16", "fp16"),
-        help="to compute in: fp32, bf16 or fp16",
+        help="precision: fp32, bf16 or fp16",
     )
     running.add_argument("--batch-size", type=int, metavar="N", help="images at a time")
     running.add_argument("--workers", type=int, metavar="N", help="processes that read images")
@@ -229,7 +225,7 @@ def _add_running(command: argparse.ArgumentParser, *, jobs: bool = False) -> Non
 def _size(text: str) -> int | tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise argparse.ArgumentTypeError(f"must be like 224, or 224x320; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a size, such as 224 or 224x320; got {text!r}")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
@@ -238,6 +234,6 @@ def _numbers(text: str) -> float | list[float]:
         numbers = [float(number) for number in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"must be a number, or one a channel, like 0.485,0.456,0.406; got {text!r}"
+            f"must be a number, or one per channel, such as 0.485,0.456,0.406; got {text!r}"
         ) from None
     return numbers[0] if len(numbers) == 1 else numbers

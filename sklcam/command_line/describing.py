@@ -15,8 +15,8 @@ def run(arguments: Namespace) -> Result:
     """Describe the estimator in a file."""
     if not Path(arguments.file).exists():
         raise ValueError(
-            f"There is no file {arguments.file!r}. info describes files that sklcam.save has "
-            "written; networks by name have none."
+            f"There is no file {arguments.file!r}. Give a file that sklcam.save has written; a "
+            "network by name has none."
         )
     estimator = load(arguments.file)
     card = model_card(estimator, file=arguments.file)
@@ -31,7 +31,7 @@ def run(arguments: Namespace) -> Result:
 
 
 def _facts(estimator: Any) -> dict[str, Any]:
-    """Return what a fitted explainer knows of its classes and images."""
+    """Return what a fitted explainer knows about its classes and images."""
     if not isinstance(estimator, Explainer) or not hasattr(estimator, "preprocessing_"):
         return {}
     said = estimator.preprocessing_

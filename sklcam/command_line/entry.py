@@ -1,4 +1,4 @@
-"""From the arguments to an exit code: what is said where, and what an error looks like."""
+"""Run a command: from its arguments to its output, its errors and its exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklcam.command_line.results import Result
 
 SUCCESS, FAILURE, INTERRUPTED = 0, 1, 130
 _TRACEBACK = "SKLCAM_TRACEBACK"
-# Their messages say what came and what would do. Of any other error, its kind is told as well.
+# Their messages say what is wrong and what to do. Any other error is shown with its type.
 _SPEAKING = (ValueError, OSError, ImportError, TypeError)
 
 
@@ -27,18 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str or None, default=None
-        The arguments, such as ``["info", "birds.sklcam"]``; None is those of the process.
+        The arguments, such as ``["info", "birds.sklcam"]``; None takes those of the process.
 
     Returns
     -------
     int
-        The exit code: 0 if all went well, 1 after an error, which is told in one line on stderr,
-        2 if the arguments are wrong, and 130 if it was interrupted.
+        The exit code: 0 if all went well, 1 after an error, which is printed in one line on
+        stderr, 2 if the arguments are wrong, and 130 after an interruption.
 
     Raises
     ------
     ValueError, OSError, Exception
-        Whatever went wrong, with ``--traceback``, or SKLCAM_TRACEBACK in the environment.
+        Any error, if ``--traceback`` is given or SKLCAM_TRACEBACK is set in the environment.
 
     Examples
     --------
@@ -54,15 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        goes_on = arguments.command == "explain" or getattr(arguments, "store", None) is not None
-        said = "; the same command continues" if goes_on else ""
-        print(f"sklcam: interrupted{said}", file=sys.stderr)
+        is_resumable = (
+            arguments.command == "explain" or getattr(arguments, "store", None) is not None
+        )
+        hint = "; the same command continues" if is_resumable else ""
+        print(f"sklcam: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever reads has seen enough, such as `head`
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except Exception as error:  # whatever it is, who runs a command is told of it in a line
+    except Exception as error:  # users see any error as one line
         if arguments.traceback or os.environ.get(_TRACEBACK):
             raise
         print(f"sklcam: error: {_told(error)}", file=sys.stderr)
@@ -70,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Namespace) -> int:
-    # A command is a module, imported once it is wanted: with it comes torch.
+    # Each command is a module that imports torch, so it is imported only when it runs.
     run = import_module(f"sklcam.command_line.{arguments.module}").run
-    with _warnings_in_a_line(), redirect_stdout(sys.stderr):  # where other libraries print
+    with _warnings_in_a_line(), redirect_stdout(sys.stderr):  # other libraries may print
         result: Result = run(arguments)
     _print(result, as_json=arguments.json)
     return SUCCESS
@@ -80,7 +82,7 @@ def _run(arguments: Namespace) -> int:
 
 def _print(result: Result, *, as_json: bool) -> None:
     text = json.dumps(result.values, indent=1, allow_nan=False) if as_json else result.text
-    # Names of files and classes may hold what the terminal cannot show.
+    # Names of files and classes may hold characters that the terminal cannot show.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
@@ -101,7 +103,7 @@ def _one_line(text: str) -> str:
 
 @contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Tell warnings as errors are told, without the line of the library that they come from."""
+    """Print warnings in one line, as errors are, without the line of code that raised them."""
 
     def show(
         message: Warning | str,

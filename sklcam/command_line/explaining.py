@@ -23,6 +23,7 @@ from sklcam._validation import check_count
 from sklcam.command_line.models import explainer_of
 from sklcam.command_line.photographs import (
     Readable,
+    counted,
     images_in,
     labelled_images,
     readable,
@@ -38,9 +39,9 @@ from sklcam.images.pictures import to_picture
 from sklcam.plotting.pages import overlay, thumbnail_size
 
 _TABLE, _OVERLAYS, _ARRAYS = "predictions.csv", "overlays", "arrays"
-_UNFINISHED = "unfinished"  # what is done, and of what; it is gone once all is
+_UNFINISHED = "unfinished"  # records what is done; removed once all is
 _COLUMNS = ("file", "predicted", "probability", "explained", "remark")
-_UNREADABLE = "cannot be read"  # the remark of an image that was skipped
+_UNREADABLE = "cannot be read"  # the remark on an image that was skipped
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 # At Pillow's own level of 6, compressing an overlay takes longer than explaining the image.
 _SAVED: dict[str, dict[str, int]] = {"png": {"compress_level": 3}, "jpeg": {"quality": 90}}
@@ -64,14 +65,14 @@ def run(arguments: Namespace) -> Result:
     writer = _Writer(explainer, root, images, target_of(arguments, explainer, labels), arguments)
     folder = writer.begun()
     n_before = folder.n_done
-    (out / _TABLE).unlink(missing_ok=True)  # without it, nobody takes old and new files for one run
+    (out / _TABLE).unlink(missing_ok=True)  # an earlier table does not fit the new files
     writer.write(folder)
     n_remarks = _write_table(out / _TABLE, names, found, _rows(folder))
     _remove_whole(folder.path)
     before = f", {n_before} of them before" if n_before else ""
-    said = f"; the maps of {n_remarks} have a remark" if n_remarks else ""
+    remarks = f"; {n_remarks} with a remark" if n_remarks else ""
     return Result(
-        f"{out}: {len(images)} image{'s' * (len(images) != 1)} explained{before}{said}{found.told}",
+        f"{out}: {counted(len(images))} explained{before}{remarks}{found.told}",
         {
             **{"out": str(out), "table": str(out / _TABLE), "model": arguments.model},
             **{"n_images": len(images), "n_before": n_before, "n_remarks": n_remarks},
@@ -81,19 +82,19 @@ def run(arguments: Namespace) -> Result:
 
 
 def _check_out(out: Path, root: Path, *, overwrite: bool) -> None:
-    """Refuse a folder in which something would be lost, or taken for an image next time."""
+    """Refuse a folder whose files would be lost, or whose overlays the next call would explain."""
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder.")
+        raise ValueError(f"--out {out} is a file. Give a folder.")
     is_begun = (out / _UNFINISHED).is_dir()
     if out.is_dir() and any(out.iterdir()) and not overwrite and not is_begun:
         raise ValueError(
             f"--out {out} already exists and is not empty. Give another folder, or --overwrite, "
-            "which replaces files of the same names and leaves all others."
+            "which replaces files with the same names and keeps all others."
         )
     if root.is_dir() and out.resolve().is_relative_to(root.resolve()):
         raise ValueError(
-            f"--out {out} is in {root}, so overlays would be images to explain next time. Give a "
-            "folder elsewhere."
+            f"--out {out} is in {root}, so the next call would explain the overlays. Give a folder "
+            "elsewhere."
         )
 
 
@@ -111,18 +112,18 @@ def _write_table(
                 continue
             table.writerow(row := next(explained))
             n_remarks += bool(row[-1])
-        text.detach()  # which writes what is left
+        text.detach()  # writes what is still buffered
     return n_remarks
 
 
 def _rows(folder: ChunkFolder) -> Iterator[list[str]]:
-    """Yield the table's rows of all images, chunk by chunk."""
+    """Yield the table's row for each image, chunk by chunk."""
     for chunk in range(folder.n_chunks):
         yield from json.loads(folder.content(chunk))
 
 
 def _remove_whole(path: Path) -> None:
-    """Remove a folder, which nobody finds half removed."""
+    """Remove a folder so that nobody finds it half removed."""
     gone = path.with_name(f".{path.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
@@ -130,7 +131,7 @@ def _remove_whole(path: Path) -> None:
 
 
 class _Writer:
-    """Writes what there is of each image, batch by batch; nothing is kept."""
+    """Writes the files of each image, batch by batch; nothing is kept in memory."""
 
     def __init__(
         self,
@@ -152,19 +153,19 @@ class _Writer:
         shape = explainer.map_shape(self._opened, self._target, self._method)
         if len(shape) != 2 or self._target.ragged:
             raise ValueError(
-                "sklcam explain writes one map of each image, and here there would be several: "
-                "explain in Python, sklcam.load(path).explain(images)."
+                "sklcam explain writes one map per image, and here there would be several. Explain "
+                "in Python: sklcam.load(path).explain(images)."
             )
         self._out = Path(arguments.out)
         self._folders: set[Path] = set()
 
     def begun(self) -> ChunkFolder:
-        """Return what an earlier call has done of this work, or a new folder for it.
+        """Return the folder of an earlier call that did not finish, or a new folder.
 
         Raises
         ------
         ValueError
-            If the earlier call was of something else, without ``--overwrite``.
+            If the earlier call was a different one, and ``--overwrite`` is not given.
         """
         path = self._out / _UNFINISHED
         about = {
@@ -177,15 +178,15 @@ class _Writer:
             return open_folder(path, about, lambda folder: None, resume=True)
         except ValueError as error:
             if not self._arguments.overwrite:
-                raise ValueError(f"{error} --overwrite begins anew.") from error
+                raise ValueError(f"{error} Give --overwrite to start over.") from error
         _remove_whole(path)
         return open_folder(path, about, lambda folder: None, resume=True)
 
     def _dependencies(self) -> dict[str, Any]:
-        """Return what the files depend on, by the names that a message calls it."""
+        """Return what the files depend on, under the names that messages use."""
         arguments = self._arguments
         stats = [os.stat(image) for image in self._images]
-        # Of the files, only some are read for a fingerprint; one that is replaced has another time.
+        # A fingerprint reads only some of the files, but a replaced file has another date.
         times = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]
         return {
             **dependencies(self._explainer, self._opened, self._asked),
@@ -246,7 +247,7 @@ class _Writer:
             )
 
     def _remove(self, name: str) -> None:
-        """Remove what another call has written of an image, which may be of another kind."""
+        """Remove an image's files from another call, which may have used another format."""
         for suffix in _SUFFIXES.values():
             (self._out / _OVERLAYS / f"{name}{suffix}").unlink(missing_ok=True)
         (self._out / _ARRAYS / f"{name}.npy").unlink(missing_ok=True)
@@ -268,7 +269,7 @@ class _Writer:
         write_whole(self._place(_OVERLAYS, name, _SUFFIXES[kind]), buffer.getvalue())
 
     def _place(self, folder: str, name: str, suffix: str) -> Path:
-        """Return where something of an image goes: its whole name is kept, as stems may repeat."""
+        """Return the path of an image's file; it has the whole name, as stems may repeat."""
         path = self._out / folder / f"{name}{suffix}"
         if path.parent not in self._folders:
             path.parent.mkdir(parents=True, exist_ok=True)

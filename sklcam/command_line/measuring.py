@@ -41,17 +41,17 @@ def run(arguments: Namespace) -> Result:
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuse now what could not be written after hours of work."""
+    """Refuse a path to which nothing could be written after hours of work."""
     if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; give the name of a file.")
+        raise ValueError(f"--out {out} is a folder. Give the name of a file.")
     if not out.parent.is_dir():
-        raise ValueError(f"--out {out} is in a folder that does not exist; create it first.")
+        raise ValueError(f"--out {out} is in a folder that does not exist. Create it first.")
     if out.exists() and not overwrite:
         raise ValueError(f"--out {out} already exists. Give another name, or --overwrite.")
 
 
 class _Question(NamedTuple):
-    """What both ask: of which explainer, on which images, with which labels and options."""
+    """What both commands need: an explainer, images, labels and options."""
 
     explainer: Explainer
     images: list[str]
@@ -85,21 +85,21 @@ def _asked(arguments: Namespace) -> _Question:
 
 
 def _labels(explainer: Explainer, folders: list[str], root: Path) -> Any:
-    """Return the labels that the names of folders are; an error if one is not a class."""
+    """Return the folders' names as labels; an error if one is not a class."""
     try:
         labels = explainer.expected_labels(None, folders, "evaluate")
         if explainer.classes_ is not None:
             explainer.as_target(labels, len(labels))
     except ValueError as error:
         raise ValueError(
-            f"The names of the folders in {root} are not labels of the model: {error} --no-labels "
-            "takes the images without labels."
+            f"The names of the folders in {root} are not labels of the model: {error} Give "
+            "--no-labels to use the images without labels."
         ) from error
     return labels
 
 
 class _Compared(NamedTuple):
-    """What is asked, of which models by name, by which methods."""
+    """The question, the models by name, and the methods."""
 
     asked: _Question
     explainers: dict[str, Explainer]
@@ -111,26 +111,26 @@ class _Compared(NamedTuple):
         return len(self.explainers) > 1
 
     def label(self, model: str, method: str) -> str:
-        """Return what the numbers of a model and a method are called, as the report does."""
+        """Return the label of a model and a method, as in the report."""
         parts = [model] * self.several + [method] * (len(self.methods) > 1 or not self.several)
         return ", ".join(parts)
 
 
 def _compared(arguments: Namespace) -> _Compared:
-    """Return the models that are asked for, whose classes must be the same."""
+    """Return the requested models; an error if their classes differ."""
     models, methods = arguments.model, methods_of(arguments.method)
     own = copy(arguments)
-    # The first of several methods tells what the network has to have; all of them are measured.
+    # The explainer checks the network for the first method only; all methods are measured.
     own.method = methods[0] if methods else None
     own.model = models[0]
     called = [_called(model) for model in models]
     if len(set(called)) < len(models):
-        raise ValueError(f"The models need names that differ; got {', '.join(called)}.")
+        raise ValueError(f"The models must have different names; got {', '.join(called)}.")
     asked = _asked(own)
     explainers = {called[0]: asked.explainer}
     for name, model in zip(called[1:], models[1:], strict=True):
         explainers[name] = _beside(asked, model, own)
-    first: AnyMethod = asked.explainer.method  # by which the others are explained, too
+    first: AnyMethod = asked.explainer.method  # explains the other models, too
     return _Compared(
         asked, explainers, {name: name for name in methods} or {method_name(first): first}
     )
@@ -175,7 +175,7 @@ def _measured(arguments: Namespace, compared: _Compared) -> dict[tuple[str, str]
 
 
 def _store(folder: str | None, model: str | None) -> Path | None:
-    """Return where the values of a model are kept: of several, each in a folder of its own."""
+    """Return the folder of a model's values; each of several models has its own."""
     if folder is None:
         return None
     return Path(folder) if model is None else Path(folder, quote(model, safe=""))
@@ -197,7 +197,7 @@ def _report(arguments: Namespace) -> Result:
         verbose=int(not arguments.quiet),
         **asked.options,
     )
-    assert not isinstance(found, Evaluation)  # but one for each
+    assert not isinstance(found, Evaluation)  # but a dict of them
     results = dict(zip(_labels_of(compared), found.values(), strict=True))
     tables = {label: result.summary() for label, result in results.items()}
     text = [f"{label}\n{table!r}" for label, table in tables.items()]
@@ -213,7 +213,7 @@ def _labels_of(compared: _Compared) -> list[str]:
 
 
 def _differences(found: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
-    """Return how each differs from the first, image by image, with a verdict for each metric."""
+    """Return the differences from the first, image by image, with a verdict on each metric."""
     (label, first), *others = found.items()
     tables = {}
     for other, result in others:
@@ -241,11 +241,11 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
-    """Return the explainer of another model; an error if its labels are not the first one's."""
+    """Return the explainer of another model; an error if its classes differ from the first."""
     own = copy(arguments)
     own.model = model
     explainer = explainer_of(own)
-    # From the names, which both know: the same number may be another class.
+    # Start from names, which both know: a number may stand for different classes.
     labels: Any = None
     target = target_of(arguments, explainer, asked.folders)
     if asked.folders is not None:
@@ -255,14 +255,14 @@ def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
                 explainer.as_target(labels, len(labels))
         except ValueError as error:
             raise ValueError(
-                f"The classes of {model} are not those of {arguments.model}: {error}"
+                f"The classes of {model} differ from those of {arguments.model}: {error}"
             ) from error
     if not (
         np.array_equal(labels, asked.labels) and np.array_equal(target, asked.options["target"])
     ):
         raise ValueError(
-            f"The classes of {model} are not those of {arguments.model}, or not in their order: "
-            "they cannot be compared. Ask for one at a time."
+            f"The classes of {model} differ from those of {arguments.model}, or are in another "
+            "order, so the two cannot be compared. Give one --model at a time."
         )
     return explainer
 
@@ -277,7 +277,7 @@ def _values(
     tables: Mapping[str, Any],
     differences: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return for ``--json`` what the tables say."""
+    """Return the content of the tables for ``--json``."""
     models = arguments.model
     return {
         "model": models[0] if len(models) == 1 else models,
@@ -292,7 +292,7 @@ def _values(
 def _write_values(
     path: Path, compared: _Compared, found: Mapping[tuple[str, str], Evaluation]
 ) -> None:
-    """Write a row for each model, method and image; those of skipped images have no values."""
+    """Write a row for each model, method and image; a skipped image has no values."""
     asked, several = compared.asked, compared.several
     columns = list(next(iter(found.values())))
     with replacing(path) as file:

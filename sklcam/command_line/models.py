@@ -1,4 +1,4 @@
-"""What ``--model`` stands for, ready to explain."""
+"""The model behind ``--model``, ready to explain."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from sklcam.networks.nested import unnest
 from sklcam.persistence import PersistenceError, load
 from sklcam.training.net import ImageNeuralNet
 
-# Options that say something about the network, of which a trained classifier knows most itself.
+# Options about classes and images, most of which a trained classifier knows itself.
 _OF_IMAGES = ("classes", "image_size", "resize", "mean", "std")
 _OF_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 
 def explainer_of(arguments: Namespace) -> Explainer:
-    """Return what explains by the model that is asked for, on its device.
+    """Return an explainer of the requested model, on its device.
 
     Parameters
     ----------
     arguments : Namespace
-        Those of a command that takes a model.
+        The arguments of a command that takes a model.
 
     Returns
     -------
@@ -42,8 +42,8 @@ def explainer_of(arguments: Namespace) -> Explainer:
     Raises
     ------
     ValueError
-        If there is no such model or device, an option does not fit it, or nobody says how images
-        are prepared for its weights.
+        If there is no such model or device, an option does not fit it, or no source says how to
+        prepare images for its weights.
     """
     device = _device(arguments.device)
     method = None if arguments.method is None else method_of(arguments.method)
@@ -65,12 +65,12 @@ def explainer_of(arguments: Namespace) -> Explainer:
 
 
 def is_file(model: str) -> bool:
-    """Whether a model is a file, and not the name of a network."""
+    """Whether a model is a file rather than the name of a network."""
     return model.endswith(".sklcam") or os.path.isfile(model)
 
 
 def methods_of(text: str | None) -> list[str]:
-    """Return the names of methods in a list with commas, each of which there is."""
+    """Return the methods in a comma-separated list; a ValueError if one does not exist."""
     names = [] if text is None else [name.strip() for name in text.split(",")]
     for name in names:
         method_of(name)
@@ -78,7 +78,7 @@ def methods_of(text: str | None) -> list[str]:
 
 
 def method_of(name: str) -> str:
-    """Return the name of a method; a ValueError if there is none that is called so."""
+    """Return the name of a method; a ValueError if there is no such method."""
     get_method(name).check()
     return name
 
@@ -90,13 +90,13 @@ def _by_name(arguments: Namespace, given: dict[str, Any], device: torch.device) 
         image_size=(size, size) if isinstance(size, int) else size,
         weights="DEFAULT" if arguments.weights is None else arguments.weights,
     )
-    # On its device before it is tried: whether it computes in a precision depends on that.
+    # Move the network first: whether it computes in a precision depends on its device.
     explainer = CAMExplainer(network.eval().to(device), **given).fit()
     if missing := _unsaid(explainer):
         weights = arguments.weights or arguments.model
         raise ValueError(
-            f"Nobody says how images are prepared for the weights of {weights}: give "
-            f"{_written(missing)}, as it was trained. Of many networks that is --image-size 224 "
+            f"No source says how to prepare images for the weights of {weights}. Give "
+            f"{_written(missing)} as in training. For many networks these are --image-size 224 "
             "--resize center_crop --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225."
         )
     return explainer
@@ -105,30 +105,31 @@ def _by_name(arguments: Namespace, given: dict[str, Any], device: torch.device) 
 def _of_file(arguments: Namespace, given: dict[str, Any], device: torch.device) -> Explainer:
     if arguments.weights is not None:
         raise ValueError(
-            f"--weights is for a network by name; {arguments.model} is a file, with its own."
+            f"--weights is for a network by name, and {arguments.model} is a file that has its "
+            "own. Leave out --weights."
         )
     loaded = _loaded(arguments.model)
     makes_maps = isinstance(loaded, Explainable)
     if not makes_maps:
         raise ValueError(
-            f"{arguments.model} holds a {type(loaded).__name__}, which makes no maps of classes: "
-            "load it in Python, sklcam.load(path)."
+            f"{arguments.model} holds a {type(loaded).__name__}, which makes no maps of classes. "
+            "Load it in Python: sklcam.load(path)."
         )
-    if "batch_size" in given:  # which it reads when it is used
+    if "batch_size" in given:  # read at each use: no new fit needed
         check_count("--batch-size", size := given.pop("batch_size"))
         loaded.set_params(batch_size=size)
     explainer = loaded.as_explainer()
-    if type(explainer) is EmbeddingCAMExplainer and "precision" in given:  # of its passes alone
+    if type(explainer) is EmbeddingCAMExplainer and "precision" in given:  # for its passes
         explainer.set_params(precision=given.pop("precision"))
     if given:
         explainer = _changed(arguments.model, explainer, given)
-    # How images get to a size is a choice of the file's; these are facts about its network.
+    # The file may choose how to resize; the other settings are facts about its network.
     if missing := [name for name in _unsaid(explainer) if name != "resize"]:
         kind = type(explainer).__name__
         raise ValueError(
-            f"Nobody says how images are prepared for the network in {arguments.model}: give "
-            f"{_written(missing)}, as it was trained; or give them to the {kind} in Python, fit "
-            "it, and save it again."
+            f"No source says how to prepare images for the network in {arguments.model}. Give "
+            f"{_written(missing)} as in training, or give them to the {kind} in Python, fit it, "
+            "and save it again."
         )
     if arguments.device != "auto" or device.type != "cpu":
         _move(explainer, device)
@@ -142,8 +143,8 @@ def _loaded(path: str) -> Any:
         if Path(path).suffix not in _OF_WEIGHTS:
             raise
         raise ValueError(
-            f"{error} Weights alone go with the name of their network: --model torchvision/NAME, "
-            f"or timm/NAME, and --weights {path}."
+            f"{error} If the file holds only weights, give the name of their network: --model "
+            f"torchvision/NAME, or timm/NAME, and --weights {path}."
         ) from error
 
 
@@ -155,25 +156,25 @@ def _changed(path: str, explainer: Explainer, given: dict[str, Any]) -> Explaine
     is_trained_here = isinstance(getattr(explainer, "model_", None), NeuralNet)
     if type(explainer) is not CAMExplainer or (is_trained_here and of_images):
         raise ValueError(
-            f"The {type(explainer).__name__} in {path} is as it was fitted: leave out "
+            f"The {type(explainer).__name__} in {path} keeps the settings of its fit. Leave out "
             f"{_written(given)}."
         )
     fixed = {"model": explainer.model_, "weights": None, "task": explainer.task_ or "auto"}
     changed = CAMExplainer(**{**explainer.get_params(deep=False), **fixed, **given}).fit()
-    if "classes" not in given:  # those of the labels that it was fitted with
+    if "classes" not in given:  # the fitted ones stay
         for name in ("output_names_", "classes_", "class_names_"):
             setattr(changed, name, getattr(explainer, name))
     return changed
 
 
 def _written(names: Iterable[str]) -> str:
-    """Return options as they are given."""
+    """Return options as a command line writes them."""
     written = [name.removeprefix("target_").replace("_", "-") for name in names]
     return ", ".join(f"--{name}" for name in written)
 
 
 def _unsaid(explainer: Explainer) -> list[str]:
-    """Return what neither the source of a network nor the user says of its images."""
+    """Return the settings of images that neither the network's source nor the user gives."""
     adapter = explainer.adapter
     if not isinstance(adapter, ModuleAdapter) or Origin(adapter.preprocessing()).is_known:
         return []
@@ -191,15 +192,18 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type == "meta":
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:1 and the like; got {name!r}.")
+        raise ValueError(f"--device must be auto, cpu, cuda, or one such as cuda:1; got {name!r}.")
     if device.type == "cuda" and (device.index or 0) >= n_cuda:
-        raise ValueError(f"--device {name} is not here: torch finds {n_cuda} CUDA devices.")
+        raise ValueError(
+            f"--device {name} does not exist: torch finds {n_cuda} CUDA devices. Give one of them, "
+            "or cpu."
+        )
     return device
 
 
 def _move(explainer: Explainer, device: torch.device) -> None:
     model, _ = unnest(getattr(explainer, "model_", explainer))
-    if isinstance(model, ImageNeuralNet):  # to which it also sends its images
+    if isinstance(model, ImageNeuralNet):  # it also sends its images there
         model.device = device.type if device.index is None else str(device)
         for network in model.networks.values():
             network.to(device)
@@ -207,9 +211,9 @@ def _move(explainer: Explainer, device: torch.device) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file, without those at its end that are empty."""
+    """Return the lines of a text file, without empty lines at its end."""
     lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     names = [line.strip() for line in lines]
     if not names or len(set(names)) < len(names) or not all(names):
-        raise ValueError(f"{path} must have the name of a class in each line, each of them once.")
+        raise ValueError(f"{path} must have one class name in each line, each of them once.")
     return names

@@ -1,4 +1,4 @@
-"""What is in DIR: images, and the labels that the names of its folders are."""
+"""The images in DIR, and their labels: the names of its folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_NAMED = 10  # files in a sentence
 
 
 def images_in(place: str) -> tuple[Path, list[str]]:
-    """Return a folder and the images in it, at any depth; of one image, the folder it is in."""
+    """Return a folder and the images in it, at any depth; for one image, its folder."""
     if os.path.isfile(place):
         return Path(place).parent, [place]
     return Path(place), find_images(place)
@@ -31,20 +31,21 @@ def labelled_images(root: Path) -> tuple[list[str], list[str]]:
     Raises
     ------
     ValueError
-        If an image is in none of the folders: it would be left out.
+        If an image is outside these folders, where it would be left out.
     """
     found = load_class_folders(root)
     images, labels = list(found.data), found.target.tolist()
     if beside := sorted({*find_images(root)} - {*images}):
         raise ValueError(
             f"{beside[0]} is beside the folders of {root}, whose names are labels. Move it into "
-            "the folder of its class. Except with --target true, --no-labels ignores the folders."
+            "the folder of its class, or ignore the folders with --no-labels, unless --target is "
+            "true."
         )
     return images, labels
 
 
 def has_folders(root: Path, images: list[str]) -> bool:
-    """Whether images are in folders of a folder."""
+    """Whether any image is in a subfolder."""
     return any(Path(image).parent != root for image in images)
 
 
@@ -54,9 +55,9 @@ class Readable(NamedTuple):
     Attributes
     ----------
     rows : list of int
-        The places of the readable ones.
+        The rows of the readable images.
     skipped : dict of str to str
-        Why each of the others cannot be read, by its name in DIR.
+        Why each other image cannot be read, by its name in DIR.
     """
 
     rows: list[int]
@@ -64,21 +65,21 @@ class Readable(NamedTuple):
 
     @property
     def told(self) -> str:
-        """How many were skipped, as the end of a sentence; "" if none was."""
+        """The number of skipped images, to end a sentence; "" if there are none."""
         return f"; {counted(len(self.skipped))} skipped" if self.skipped else ""
 
     @property
     def note(self) -> str | None:
-        """Which were skipped, for a page; None if none was."""
+        """The skipped images, in a sentence for a page; None if there are none."""
         if not self.skipped:
             return None
         were = "was" if len(self.skipped) == 1 else "were"
-        said = f"{counted(len(self.skipped))} could not be read and {were} left out"
-        return f"{said}: {_listed([*self.skipped])}."
+        start = f"{counted(len(self.skipped))} could not be read and {were} left out"
+        return f"{start}: {_listed([*self.skipped])}."
 
     @property
     def listed(self) -> list[dict[str, str]]:
-        """The skipped ones for ``--json``."""
+        """The skipped images for ``--json``."""
         return [{"file": name, "reason": reason} for name, reason in self.skipped.items()]
 
 
@@ -105,13 +106,13 @@ def readable(arguments: Namespace, root: Path, images: list[str]) -> Readable:
     if not broken:
         return Readable([*range(len(images))], {})
     named = [f"{path} ({reason})" for path, reason in broken.items()]
-    said = f"{len(broken)} of {counted(len(images))} cannot be read: {_listed(named)}."
+    start = f"{len(broken)} of {counted(len(images))} cannot be read: {_listed(named)}."
     if len(broken) == len(images):
-        raise ValueError(f"{said} Give a folder with images that can be.")
+        raise ValueError(f"{start} Give a folder with readable images.")
     if not arguments.skip_unreadable:
         raise ValueError(
-            f"{said} Repair or remove what is broken, or give --skip-unreadable to continue "
-            "without it."
+            f"{start} Repair or remove broken files, or give --skip-unreadable to continue without "
+            "them."
         )
     for each in named:
         warnings.warn(f"skipped, as it cannot be read as an image: {each}", stacklevel=2)
@@ -126,7 +127,7 @@ def _listed(names: list[str]) -> str:
 
 
 def counted(count: int) -> str:
-    """Return how many images there are: "1 image", or "2 images"."""
+    """Return a number of images in words: "1 image", or "2 images"."""
     return f"{count} image{'s' * (count != 1)}"
 
 
@@ -153,19 +154,20 @@ def target_of(arguments: Namespace, explainer: Explainer, labels: list[str] | No
     if text == _OF_FOLDER:
         if text in names:
             raise ValueError(
-                "--target true is the class of each image's folder, and a class is called so: give "
-                f"its number, {names.index(text)}."
+                "--target true means the class of each image's folder, but a class is also called "
+                f"true. Give its number, {names.index(text)}."
             )
         if labels is None:
             raise ValueError(
-                "--target true is the class of each image's folder, and there are no folders of "
-                "classes, or --no-labels ignores them."
+                "--target true means the class of each image's folder, but there are no class "
+                "folders, or --no-labels ignores them. Move the images into folders named after "
+                "their classes, or give a class."
             )
         return explainer.expected_labels(None, labels, "explain")
     pairs = zip(labels_known, names, strict=True)
     meant = {i for i, pair in enumerate(pairs) if text in map(str, pair)}
     if len(meant) > 1:
-        raise ValueError(f"--target {text} may be one of {len(meant)} classes; give its name.")
+        raise ValueError(f"--target {text} fits {len(meant)} classes. Give a name that fits one.")
     if not meant and text.isdecimal() and int(text) < len(labels_known):
-        meant = {int(text)}  # where the labels are names, its place among them
+        meant = {int(text)}  # if labels are names, the number of one of them
     return labels_known[meant.pop()] if meant else text

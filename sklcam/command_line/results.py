@@ -1,4 +1,4 @@
-"""What a command has to say in the end."""
+"""The result of a command."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 
 class Result(NamedTuple):
-    """What a command prints.
+    """The output of a command.
 
     Attributes
     ----------
     text : str
-        For people.
+        The output for people.
     values : dict
-        The same for ``--json``.
+        The same content for ``--json``.
     """
 
     text: str
@@ -24,7 +24,7 @@ class Result(NamedTuple):
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: None for NaN, and a class's name for its objects."""
+    """Return a value that JSON can hold: None for NaN, and the class name for other objects."""
     if hasattr(value, "tolist"):  # of NumPy
         return plain(value.tolist())
     if isinstance(value, Mapping):

@@ -130,12 +130,12 @@ def test_help_and_version_import_nothing_heavy():
         (["explain", "pets", "--out", "o"], "required: --model"),
         (["explain", "pets", "--model", "m", "--ou", "o"], "required: --out"),
         (["info", "m", "--model", "m"], "unrecognized arguments: --model"),
-        (["evaluate", "p", "--model", "m", "--image-size", "a"], "like 224, or 224x320; got 'a'"),
+        (["evaluate", "p", "--model", "m", "--image-size", "a"], "such as 224 or 224x320; got 'a'"),
         (
             ["explain", "p", "--model", "m", "--model", "n", "--out", "o"],
-            "for one model here; eval",
+            "takes one model here; eval",
         ),
-        (["evaluate", "p", "--model", "m", "--mean", "1,x"], "one a channel, .* got '1,x'"),
+        (["evaluate", "p", "--model", "m", "--mean", "1,x"], "one per channel, .* got '1,x'"),
     ],
 )
 def test_errors_in_usage(line, said, capsys):
@@ -254,7 +254,7 @@ def test_what_is_not_wanted_is_not_written(run, tmp_path):
 
 def test_blank_maps_are_told_and_leave_the_image_as_it_is(run, tmp_path):
     code, told, warned = run("explain", "--out", tmp_path / "o", "--target", "cat")
-    assert code == 0 and told.endswith(f"explained; the maps of {len(SIZES)} have a remark\n")
+    assert code == 0 and told.endswith(f"explained; {len(SIZES)} with a remark\n")
     assert warned.startswith("sklcam: warning: 4 of 4 maps are blank") and warned.count("\n") == 1
     rows = rows_in(tmp_path / "o" / "predictions.csv")
     assert {row["remark"] for row in rows} == {"no positive evidence"}
@@ -297,7 +297,7 @@ def test_a_number_that_is_two_classes_is_refused(at, run, tmp_path):
     told = run(
         "explain", "--out", tmp_path / "o", "--target=1", model=str(tmp_path / "named.sklcam")
     )
-    assert told[0] == 1 and "--target 1 may be one of 2 classes" in told[2]
+    assert told[0] == 1 and "--target 1 fits 2 classes. Give a name" in told[2]
 
 
 def test_one_image(run, tmp_path):
@@ -347,9 +347,7 @@ def test_explain_skips_broken_images(run, broken, tmp_path):
     out = tmp_path / "o"
     options = ("--out", out, "--target=true", "--no-overlays", "--skip-unreadable")
     code, told, warned = run("explain", *options, place=str(broken))
-    assert code == 0 and told.endswith(
-        "2 images explained; the maps of 1 have a remark; 2 images skipped\n"
-    )
+    assert code == 0 and told.endswith("2 images explained; 1 with a remark; 2 images skipped\n")
     for name in ("cat/a.png", "dog/c.jpg"):
         assert f"skipped, as it cannot be read as an image: {broken / name} (" in warned
     rows = [
@@ -449,7 +447,7 @@ def test_what_was_begun_with_something_else_is_not_continued(interrupted, run, a
         (("--format=jpeg",), r"--format \(png there, jpeg now\)"),
     ):
         code, _, error = run("explain", *options, *changed)
-        assert code == 1 and re.search(f"These differ: .*{said}.*--overwrite begins anew", error)
+        assert code == 1 and re.search(f"These differ: .*{said}.*--overwrite to start over", error)
     assert run("explain", *options, place=str(place))[0] == 1
     (at / "pets" / "cat" / "1.png").touch()  # a photograph that was changed meanwhile
     code, _, error = run("explain", *options)
@@ -465,11 +463,11 @@ def test_a_network_by_name_with_a_file_of_weights(run, loaded, tmp_path):
     by_name = {"model": "torchvision/squeezenet1_1"}
     options = ("--weights=weights.pt", "--out", tmp_path / "o", "--no-overlays")
     code, _, told = run("explain", *options, **by_name)
-    assert code == 1 and "Nobody says how images are prepared" in told
-    assert "--image-size, --resize, --mean, --std, as it" in told
+    assert code == 1 and "No source says how to prepare images for the" in told
+    assert "--image-size, --resize, --mean, --std as in training" in told
     assert not (tmp_path / "o").exists()
     code, _, told = run("explain", *options, *SAID[:3], **by_name)
-    assert code == 1 and "give --std, as it" in told
+    assert code == 1 and "Give --std as in training" in told
     assert run("explain", *options, *SAID, "--classes=names.txt", **by_name)[0] == 0
     expected = loaded.explain([f"pets/{name}" for name in sorted(SIZES)])[-1]
     np.testing.assert_allclose(np.load(tmp_path / "o/arrays/dog/a.png.npy"), expected, atol=1e-6)
@@ -482,7 +480,7 @@ def test_a_file_whose_images_nobody_describes(run, tmp_path):
     sklcam.save(CAMExplainer(network(), classes=["cat", "dog"]).fit(), path)
     options = ("--out", tmp_path / "o", "--no-overlays")
     code, _, told = run("explain", *options, model=path)
-    assert code == 1 and "give --image-size, --mean, --std, as it was trained; or" in told
+    assert code == 1 and "Give --image-size, --mean, --std as in training, or" in told
     assert run("explain", *options, *SAID, model=path)[0] == 0
     assert run("explain", "--out", tmp_path / "p", "--no-overlays")[0] == 0
     for name in SIZES:
@@ -501,7 +499,7 @@ def test_an_explainer_of_embeddings(at, run, tmp_path):
     expected = explainer.explain(paths)[-1]
     np.testing.assert_allclose(np.load(tmp_path / "o/arrays/dog/a.png.npy"), expected, atol=1e-6)
     code, _, told = run("explain", "--out", tmp_path / "p", "--layer=features.9", model=model)
-    assert code == 1 and "is as it was fitted: leave out --layer." in told
+    assert code == 1 and "keeps the settings of its fit. Leave out --layer." in told
 
 
 def test_another_layer_of_a_file_leaves_its_classes(run, tmp_path):
@@ -535,7 +533,7 @@ def test_a_trained_classifier(run, tmp_path):
     other = np.load(tmp_path / "other" / "arrays" / "dog" / "a.png.npy")
     assert abs(other - expected).max() > 0.01
     code, _, told = run("explain", "--out", tmp_path / "o", "--mean=0.5", model=path)
-    assert code == 1 and "is as it was fitted: leave out --mean." in told
+    assert code == 1 and "keeps the settings of its fit. Leave out --mean." in told
 
 
 # Evaluate, report and info
@@ -670,12 +668,12 @@ def test_report_compares_models_and_methods(run, tmp_path):
     ]
     assert "Explanations of pets and other<" in page.read_text(encoding="utf-8")
     code, _, told = run("report", *options, "--overwrite", "--model=pets.sklcam")
-    assert code == 1 and "The models need names that differ" in told
+    assert code == 1 and "The models must have different names" in told
     birds = CAMExplainer(network(), classes=["tit", "wren"], **PREPARED).fit()
     sklcam.save(birds, tmp_path / "birds.sklcam")
     code, _, told = run("report", *options, "--overwrite", f"--model={tmp_path / 'birds.sklcam'}")
     assert code == 1
-    assert re.search(r"classes of \S+birds.sklcam are not those of pets.sklcam: .*\['cat", told)
+    assert re.search(r"classes of \S+birds.sklcam differ from those of pets.sklcam: .*\['cat", told)
 
 
 @pytest.mark.parametrize("options", [(), ("--no-labels", "--target=cat")])
@@ -687,7 +685,7 @@ def test_report_compares_no_classes_of_another_order(options, run, tmp_path):
     given = ("-o", tmp_path / "page.html", "--metrics=sparsity", *options)
     other = f"--model={tmp_path / 'two.sklcam'}"
     code, _, told = run("report", *given, other, model=str(tmp_path / "one.sklcam"))
-    assert code == 1 and "or not in their order" in told
+    assert code == 1 and "or are in another order" in told
 
 
 def test_info(at, capsys):
@@ -700,7 +698,7 @@ def test_info(at, capsys):
     assert (told["classes"], told["image_size"], told["mean"]) == (["cat", "dog"], [64, 64], 0.5)
     assert told["target_layers"] == ["features.12"]
     assert command_line.main(["info", "efficientnet_lite0"]) == 1
-    assert "no file 'efficientnet_lite0'. info describes files" in capsys.readouterr().err
+    assert "no file 'efficientnet_lite0'. Give a file that sklcam.save" in capsys.readouterr().err
 
 
 # Errors, warnings and what else is printed
