@@ -17,7 +17,7 @@ def weighted_sum(weights: Tensor, activations: Tensor, *, relu: bool) -> Tensor:
     Parameters
     ----------
     weights : Tensor of shape (n_images, k, K)
-    activations : Tensor of shape (n_images, K, u, v), or (n_images, K, d, u, v) of volumes
+    activations : Tensor of shape (n_images, K, u, v), or (n_images, K, d, u, v) for volumes
     relu : bool
         Whether to set negative sums to zero.
 

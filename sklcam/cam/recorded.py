@@ -30,7 +30,7 @@ from sklcam.networks.inference import (
 from sklcam.networks.inputs import Inputs, Rows
 from sklcam.networks.layers import TargetLayer
 from sklcam.networks.precision import at_least_float32
-from sklcam.networks.prefix_rows import short_way_back
+from sklcam.networks.prefix_rows import shorter_backward
 from sklcam.networks.tape import differentiate, differentiate_in_float16, record
 from sklcam.networks.trunk import Trunk, record_trunk
 
@@ -207,7 +207,7 @@ class RecordedPass:
             if isinstance(self.rule, AttentionRecord):
                 stack.enter_context(self.rule.around(self.network, self.layers[0].n_prefix))
             stack.enter_context(self.rule or nullcontext())
-            stack.enter_context(self._way_back())
+            stack.enter_context(self._backward_context())
             output = self._forward(self.inputs.with_images(self.images))
             self.activations = [tape.of(layer) for layer in self.layers]
         if self._graph == "head" and self.layers and not (trunk or output.requires_grad):
@@ -221,7 +221,7 @@ class RecordedPass:
             layer.check_axes(layer.to_grid(activations.detach(), self.n_images), self.size)
         return output
 
-    def _way_back(self) -> AbstractContextManager[None]:
+    def _backward_context(self) -> AbstractContextManager[None]:
         """Return the context for forward and backward passes: a shorter backward pass if exact."""
         is_ruled = isinstance(self.rule, BackwardRule)
         is_to_images = self._graph == "images" and self.rule is None
@@ -229,7 +229,7 @@ class RecordedPass:
             return nullcontext()
         if isinstance(self.rule, AttentionRecord) and self.rule.first_rows is not None:
             return nullcontext()  # its own backward pass is shorter still
-        return short_way_back(self.network, self.layers[0])
+        return shorter_backward(self.network, self.layers[0])
 
     def prepare_inference(self) -> None:
         """Make :meth:`run` faster at the cost of two passes, for methods that call it often."""
@@ -533,7 +533,7 @@ class RecordedPass:
                 layer.n_positions(activations.detach())
                 for layer, activations in zip(self.layers, self.activations, strict=True)
             )
-            with self._way_back():  # checkpointed parts run again here
+            with self._backward_context():  # checkpointed parts run again here
                 self._gradients[column] = self._differentiate(
                     column, self.activations, names, n_positions, keep
                 )

@@ -194,7 +194,7 @@ class OwnSpeech(Speech):
             )
 
     def columns(self, image: Tensor, **others: Tensor) -> Tensor:
-        with _way_back_through_rnns(self.network):
+        with _differentiable_rnns(self.network):
             return self._columns(image, others)
 
     def _columns(self, image: Tensor, others: dict[str, Tensor]) -> Tensor:
@@ -243,7 +243,7 @@ class OwnSpeech(Speech):
 
 
 @contextmanager
-def _way_back_through_rnns(network: nn.Module) -> Iterator[None]:
+def _differentiable_rnns(network: nn.Module) -> Iterator[None]:
     """Allow a backward pass through recurrent layers, which cuDNN refuses in evaluation mode.
 
     Without dropout, they compute the same in training mode.

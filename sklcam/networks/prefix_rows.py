@@ -21,7 +21,7 @@ from sklcam.networks.layers import TargetLayer
 
 
 @contextmanager
-def short_way_back(network: nn.Module, layer: TargetLayer) -> Iterator[None]:
+def shorter_backward(network: nn.Module, layer: TargetLayer) -> Iterator[None]:
     """Propagate only the gradients of the tokens before the places, if other tokens have none.
 
     Parameters
@@ -42,9 +42,9 @@ def short_way_back(network: nn.Module, layer: TargetLayer) -> Iterator[None]:
     >>> import torch
     >>> from torch import nn
     >>> from sklcam.networks import TargetLayer
-    >>> from sklcam.networks.prefix_rows import short_way_back
+    >>> from sklcam.networks.prefix_rows import shorter_backward
     >>> net, tokens = nn.Linear(4, 2), torch.rand(5, 10, 4, requires_grad=True)
-    >>> with short_way_back(net, TargetLayer("0", layout="tokens", grid=(3, 3), n_prefix=1)):
+    >>> with shorter_backward(net, TargetLayer("0", layout="tokens", grid=(3, 3), n_prefix=1)):
     ...     (gradient,) = torch.autograd.grad(net(tokens)[:, 0].sum(), tokens)
     >>> torch.allclose(gradient[:, 0], net.weight.sum(0).expand(5, 4)), gradient[:, 1:].any()
     (True, tensor(False))

@@ -248,7 +248,7 @@ class AcceleratedCAMClassifier(ConsistentCAMClassifier):
             self._averaged = AveragedGradients(self._processes)
         assert self._step is not None
         step = self._step
-        with self._averaged.during(self._trained(), lambda: step.is_on_last_way_back):
+        with self._averaged.during(self._trained(), lambda: step.is_last_backward):
             return super().train_step_single(batch, **fit_params)
 
     def _complete_gradient(self) -> None:

@@ -74,11 +74,11 @@ class AtPixels(Term):
 
     def values(self, explained: Explanations) -> Tensor:
         assert explained.pixels is not None and explained.masks is not None
-        gradients = explained.pixels.gradients(self.said(explained.pixels))
+        gradients = explained.pixels.gradients(self.score(explained.pixels))
         return self.size((1 - explained.masks)[:, None] * gradients).sum(dim=(1, 2, 3))
 
     @abstractmethod
-    def said(self, pixels: Pixels) -> Tensor:
+    def score(self, pixels: Pixels) -> Tensor:
         """Return the number to differentiate for each image, (n_images,)."""
 
     @abstractmethod
@@ -115,7 +115,7 @@ class RightReasons(AtPixels):
 
     name = "rrr"
 
-    def said(self, pixels: Pixels) -> Tensor:
+    def score(self, pixels: Pixels) -> Tensor:
         return pixels.log_probabilities().sum(dim=1)
 
     def size(self, gradients: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class GradMask(AtPixels):
 
     name = "gradmask"
 
-    def said(self, pixels: Pixels) -> Tensor:
+    def score(self, pixels: Pixels) -> Tensor:
         return pixels.contrast().abs()
 
     def size(self, gradients: Tensor) -> Tensor:

@@ -179,13 +179,13 @@ class ImageNeuralNet(LoggingNet):
         fit_params: dict[str, Any],
         annotations: Annotations = _NOTHING_ELSE,
     ) -> Self:
-        goes_on = self.warm_start and self.initialized_
+        continues = self.warm_start and self.initialized_
         checks.check_fit_params(fit_params)
-        with self._training_on(X, y, annotations, known=goes_on, classes=self.classes) as (
+        with self._training_on(X, y, annotations, known=continues, classes=self.classes) as (
             data,
             labels,
         ):
-            self._is_whole = not goes_on
+            self._is_whole = not continues
             super().fit(data, labels, **fit_params)
             self._finish(is_whole=True)
         return self

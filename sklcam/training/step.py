@@ -461,7 +461,7 @@ class Step:
         return maps
 
     @property
-    def is_on_last_way_back(self) -> bool:
+    def is_last_backward(self) -> bool:
         """Whether the current backward pass is the last one of this step."""
         batch = self.micro_batches[-1]
         is_last_part = len(self.micro_batches) == self._n_parts

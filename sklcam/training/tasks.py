@@ -252,7 +252,7 @@ def task_of_labels(task: str, y: Any, criterion: object) -> TaskName:
     Raises
     ------
     ValueError
-        If it cannot be settled, or the loss is for other tasks.
+        If the labels do not tell the task, or the loss is for other tasks.
     """
     if task == "auto":
         task = _settle(kind_of_labels(y), y, criterion)

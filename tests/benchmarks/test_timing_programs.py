@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from importlib import import_module
 
-import pretend_device  # noqa: F401  which torch must know of before the first way back
+import pretend_device  # noqa: F401  which torch must know of before the first backward pass
 import pytest
 
 SMALL = ["--arch", "resnet18", "--batch-size", "2", "--image-size", "48", "--device", "cpu"]

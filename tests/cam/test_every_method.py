@@ -104,7 +104,7 @@ def test_autocast(name, model, dtype):
 @every_method
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_passes_in_half_precision(name, model, precision):
-    """Unlike under autocast, ways back and maps are outside of it."""
+    """Unlike under autocast, backward passes and maps are outside it."""
     model, images = model.float(), noise_images(3).float()
     exact, maps = explain(name, model, images), explain(name, model, images, precision=precision)
     assert maps.dtype == np.float32 and np.isfinite(maps).all()

@@ -224,7 +224,7 @@ def test_gradcam_pooling_and_absolute_gradients(small, pooling, gradient, layer)
 
 
 class HandRelu(nn.Module):
-    """A ReLU with the way back written out."""
+    """A ReLU with its backward pass written out."""
 
     def __init__(self, backward):
         super().__init__()
@@ -258,7 +258,7 @@ def with_hand_relus(model, backward):
 @pytest.mark.parametrize("gradient", ["guided", "deconv"])
 @pytest.mark.parametrize("layer", [0, 4])
 @pytest.mark.parametrize("pooling", ["mean", "max"])
-def test_gradcam_with_another_way_back(small, gradient, layer, pooling):
+def test_gradcam_with_another_backward_pass(small, gradient, layer, pooling):
     images, classes = noise_images(3, size=12), [0, 3, 1]
     by_hand = with_hand_relus(small, gradient)
     activations, gradients = backward(by_hand, by_hand[layer], images, classes)
@@ -279,7 +279,7 @@ def test_guided_gradcam_weights_in_vgg():
 
 
 @pytest.mark.parametrize("gradient", ["guided", "deconv"])
-def test_no_relu_on_the_way_back_is_said(resnet, gradient):
+def test_no_relu_in_the_backward_pass_is_said(resnet, gradient):
     images = noise_images(1)
     with pytest.warns(UserWarning, match="this backward pass meets none"):
         maps = raw_maps(GradCAM(gradient=gradient), resnet, images)

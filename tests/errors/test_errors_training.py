@@ -111,7 +111,7 @@ CLASSIFIER: list[Row] = [
         freeze=["head", 0, 1.5],
     ),
     (
-        "a map's way back",
+        "a map's backward pass",
         lambda: classifier(phi=GradCAM(gradient="guided")).fit(X, Y),
         "modifies the backward pass through ReLUs, .* Leave its gradient at",
     ),

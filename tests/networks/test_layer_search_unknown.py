@@ -376,7 +376,7 @@ def test_reentrant_checkpoints_are_named():
     check_positions(before, layer, sample)
 
 
-def test_transformer_that_runs_its_blocks_again_on_the_way_back():
+def test_transformer_that_runs_its_blocks_again_in_the_backward_pass():
     timm = pytest.importorskip("timm")
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=48, depth=3, embed_dim=24, num_heads=2, num_classes=2

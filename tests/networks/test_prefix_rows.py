@@ -1,4 +1,4 @@
-"""The way back of a class token alone equals the way back of all tokens, and is shorter."""
+"""The backward pass of only a class token equals that of all tokens, and is shorter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklcam import CAMExplainer
 from sklcam.cam import RecordedPass
 from sklcam.cam.targets import Classes
 from sklcam.networks import TargetLayer, record
-from sklcam.networks.prefix_rows import short_way_back
+from sklcam.networks.prefix_rows import shorter_backward
 
 timm = pytest.importorskip("timm")
 
@@ -77,7 +77,7 @@ def n_operations(gradient: Callable[[], Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def test_way_back_is_that_of_the_class_token():
+def test_backward_pass_is_that_of_the_class_token():
     net = Transformer(MLP()).double().eval()
     images = images_of().double()
     torch.testing.assert_close(ours(net, images, 1), plain_gradient(net, images, 1))
@@ -146,7 +146,7 @@ def test_second_derivatives_are_of_all_rows():
     torch.manual_seed(0)
     net = nn.Linear(4, 3, bias=False).double()
     tokens = torch.zeros(2, 10, 4, dtype=torch.float64, requires_grad=True)
-    with short_way_back(net, TargetLayer("0", layout="tokens", grid=(3, 3), n_prefix=1)):
+    with shorter_backward(net, TargetLayer("0", layout="tokens", grid=(3, 3), n_prefix=1)):
         score = net(tokens).square().sum() / 2  # whose gradient is 0, and not that of the gradient
         (first,) = torch.autograd.grad(score, tokens, create_graph=True)
         (second,) = torch.autograd.grad(first.sum(), tokens)
@@ -168,7 +168,7 @@ def test_hooks_see_what_they_saw():
 
 def test_other_threads_have_gradients_of_their_weights():
     net = Transformer(MLP()).double().eval()
-    with short_way_back(net, LAYER), ThreadPoolExecutor(1) as pool:
+    with shorter_backward(net, LAYER), ThreadPoolExecutor(1) as pool:
         scores = pool.submit(net, images_of().double()).result()
     scores.sum().backward()
     assert net.mlp[0].weight.grad is not None
@@ -192,7 +192,7 @@ def test_autocast_is_that_of_the_pass():
     with torch.autocast("cpu", torch.bfloat16):
         recorded = RecordedPass(net, [LAYER], images, torch.zeros(3, dtype=torch.int64))
         expected = plain_gradient(net, images, 0)
-    # The way back is outside of the block, as it may be.
+    # The backward pass may run outside the block.
     (gradient,) = recorded.gradients(0)
     torch.testing.assert_close(gradient, expected, rtol=2**-6, atol=2**-8)
 
@@ -221,8 +221,8 @@ def test_maps_of_transformers_stay_the_same(name):
 def test_layers_without_tokens_before_the_places_are_left_alone():
     net = nn.Linear(2, 2)
     for options in ({"layout": "nhwc"}, {"layout": "tokens", "grid": (2, 2)}):
-        with short_way_back(net, TargetLayer("0", **options)):
+        with shorter_backward(net, TargetLayer("0", **options)):
             assert "forward" not in vars(net)
-    with short_way_back(net, LAYER):
+    with shorter_backward(net, LAYER):
         assert "forward" in vars(net)
     assert "forward" not in vars(net)

@@ -518,7 +518,7 @@ def test_attention_is_as_it_was_once_all_blocks_are_closed():
     assert is_fused()
 
 
-def test_what_runs_again_on_the_way_back_is_plain_throughout():
+def test_what_runs_again_in_the_backward_pass_is_plain_throughout():
     model = nn.Sequential(Attention(), nn.Identity(), Attention())
     model.use_checkpoint = True
     for part in model:

@@ -213,7 +213,7 @@ def count_buckets(finish):
     return counted
 
 
-BEFORE_THE_END: list[int] = []  # how many buckets had left by the end of the way back
+BEFORE_THE_END: list[int] = []  # how many buckets had left by the end of the backward pass
 
 
 def train_all(folder):

@@ -93,7 +93,7 @@ def test_the_first_step_is_that_of_float32(precision, memory, channels_last, pla
     assert {p.dtype for p in clf.module_.parameters()} == {torch.float32}
 
 
-# Compiling: the blocks are captured and their way back traced, but no code is generated.
+# Compiling: the blocks are captured and their backward passes traced, but no code is generated.
 COMPILED = {"compile": True, "compile__backend": "aot_eager"}
 
 

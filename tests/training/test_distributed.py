@@ -100,8 +100,8 @@ def test_two_processes_are_one_on_the_whole_batch(together, mode):
 
 
 @pytest.mark.slow
-def test_gradients_leave_during_the_last_way_back(together):
-    """The first step tells their order; then all that the last way back comes by leave on it."""
+def test_gradients_leave_during_the_last_backward_pass(together):
+    """The first step finds their order; then all that the last backward pass meets leave in it."""
     for found in together.found:
         for name, sent in found["sent"].items():
             assert sent[0] == 0 and min(sent[1:]) == max(sent[1:]) > 0, name

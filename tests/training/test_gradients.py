@@ -1,4 +1,4 @@
-"""Gradients that leave while the way back goes on: when they do, and in which order."""
+"""Gradients that leave during the backward pass: when they do, and in which order."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def parameters(monkeypatch):
 
 
 def take_back(parameters, *of_ways_back):
-    """Take a way back for each list of the parameters that it comes by, in this order."""
+    """Run a backward pass for each list of parameters, which it reaches in this order."""
     for indices in of_ways_back:
         value = torch.zeros(())
-        for i in reversed(indices):  # what is used last is the first on the way back
+        for i in reversed(indices):  # the last one used comes first in the backward pass
             value = value + parameters[i].sum() ** 2 / 2
         yield value.backward
 
 
 def step(averaged, parameters, *of_ways_back):
-    """Return how many buckets have left after each way back."""
+    """Return how many buckets have left after each backward pass."""
     for parameter in parameters:
         parameter.grad = None
     n_left, sent = len(of_ways_back), []
@@ -74,7 +74,7 @@ def test_buckets_leave_in_the_order_of_the_first_step(parameters):
     assert torch.equal(torch.cat(processes.sent), first)
 
 
-def test_nothing_leaves_before_the_last_way_back(parameters):
+def test_nothing_leaves_before_the_last_backward_pass(parameters):
     averaged = AveragedGradients(Doubled())
     ways = ([0, 1, 2, 3, 4], [4, 3])
     assert step(averaged, parameters, *ways) == [0, 0]
@@ -115,7 +115,7 @@ def test_hooks_are_gone_afterwards(parameters):
     assert averaged.n_sent == 0 and not parameters[0]._post_accumulate_grad_hooks
 
 
-def test_a_gradient_that_comes_twice_on_one_way_back_is_refused(parameters):
+def test_a_gradient_that_comes_twice_in_one_backward_pass_is_refused(parameters):
     averaged = AveragedGradients(Doubled())
     with averaged.during(parameters, lambda: True):
         parameters[0].sum().backward()

@@ -137,7 +137,7 @@ def test_the_map_of_a_view_may_be_a_constant(more):
     assert clf.history[-1, "train_loss"] == pytest.approx(loss.item(), rel=1e-6)
 
 
-def test_no_way_back_leads_through_a_constant_view():
+def test_no_backward_pass_leads_through_a_constant_view():
     """The trunk keeps nothing of the view: its activations are without a graph."""
     seen = []
 
