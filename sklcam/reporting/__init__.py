@@ -1,7 +1,7 @@
-"""Reports: one page of HTML with the metrics of an explainer and its maps, to look through.
+"""Reports: one HTML page with the metrics and the maps of an explainer.
 
-``build`` measures and explains, ``pictures`` makes what is small enough for a page, and the page
-itself is a template with its style and script beside it. Nothing here decides what a metric is.
+``build`` measures and explains, ``cards`` collects what the page shows of each image, and ``page``
+fills in the template, which lies beside its style and its script. No metric is defined here.
 """
 
 from __future__ import annotations

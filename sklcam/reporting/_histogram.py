@@ -1,4 +1,4 @@
-"""Histograms as the numbers that an SVG is made of."""
+"""Histograms as numbers, from which the page draws an SVG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _N_BINS = 20
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many values are in each of some bins of equal width.
+    """The number of values in each of several bins of equal width.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Histogram:
 
 
 def histogram(values: np.ndarray) -> Histogram:
-    """Count values in bins over [0, 1], or over their own range if it is another.
+    """Count values in bins over [0, 1], or over their own range if it goes beyond.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Measure, explain, and write the page.
 
-The metrics are over all images. Of those that are shown, no more than their pictures is kept.
+The metrics cover all images. Only the pictures of the shown images are kept in memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sklcam.reporting.words import figure
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_N_STEPS = 28  # of insertion and deletion, which cost 2 n_steps + 1 passes an image
+_N_STEPS = 28  # of insertion and deletion, which cost 2 n_steps + 1 passes per image
 _SIZES = (32, 1024)
 
 
@@ -56,11 +56,11 @@ def report(
     verbose: int = 1,
     **options: Any,
 ) -> Evaluation | dict[str, Evaluation]:
-    """Write a page of HTML with what a network looks at: in words, in numbers, and on each image.
+    """Write an HTML page that shows what a network looks at: in words, in numbers, on each image.
 
-    It begins with what the numbers say, and with the best, the worst and the wrong images. All of
-    them can be sorted by metric, or by how sure a wrong prediction was, filtered by class, and
-    enlarged. The page is one file that loads nothing from anywhere. Each model reads each image
+    The page begins with a summary in words, and with the best, the worst and the wrong images. All
+    images can be sorted by metric or by the confidence of wrong predictions, filtered by class, and
+    enlarged. The page is one file that loads nothing from elsewhere. Each model reads each image
     once.
 
     Parameters
@@ -68,57 +68,57 @@ def report(
     estimator : estimator, Module, or mapping of str to these
         A fitted ConsistentCAMClassifier, CAMExplainer, EmbeddingCAMExplainer or EmbeddingNet, or a
         network; see :func:`~sklcam.metrics.evaluate`. An EmbeddingNet is explained by the images'
-        own embeddings. Several, by name, are shown side by side, and compared with the first.
+        own embeddings. Several in a mapping are shown side by side, and compared with the first.
     X : images
         In any form that the estimators take.
     y : array-like of shape (n_images,) or (n_images, n_classes), label sets, or None, default=None
-        True labels; None takes those of X, if it is a data set that knows its own.
+        True labels; None takes those of X, if it is a data set with labels.
     path : str or path-like
-        Where to write the page. A file that is there is replaced once the new one is complete.
+        Where to write the page. An existing file is replaced once the new one is complete.
     metrics : str, Metric, sequence of them, or None, default=None
         See :func:`~sklcam.metrics.evaluate`. None is ADCC, insertion and deletion in 28 steps
-        (unless ``metric_params`` says how many), and consistency; without classes complexity,
-        sparsity and consistency; and accuracy where there are labels.
+        (unless ``metric_params`` says how many), and consistency; without classes, complexity,
+        sparsity and consistency. If there are labels, accuracy is added.
     method : str, Method or None, default=None
         The explanation; None is the estimator's own.
     methods : sequence of str and Method, mapping of str to Method, or None, default=None
-        Several instead, side by side, and compared with the first; they share their passes.
+        Several methods, side by side, and compared with the first; they share their passes.
     target : None, labels or callable, default=None
-        What is explained; None is the predicted class.
+        The target to explain; None is the predicted class.
     names : sequence of str, mapping or None, default=None
-        What each image is called; None is the names of files, or numbers. A mapping is by the
-        number of the row, or by the name that the image has without.
+        The name of each image; None takes the names of files, or numbers. The keys of a mapping
+        are row numbers, or the names that the images would have with None.
     title : str or None, default=None
-        Of the page.
+        The title of the page; None makes one from the models' names.
     note : str or None, default=None
         A sentence under the title, such as where the images come from, or which were left out.
     n_images : int or None, default=None
-        How many images are shown, evenly spread over X; None is all. The metrics are over all.
+        How many images to show, evenly spread over X; None shows all. The metrics cover all.
     thumbnail : int, default=224
-        Pixels of a thumbnail's longer side, 32 to 1024. Smaller images stay as they are.
+        The longer side of a thumbnail in pixels, 32 to 1024. Smaller images keep their size.
     budget : float, default=12.0
-        Megabytes that the enlarged images may take together, beside thumbnails and maps. Each gets
-        its share, and is as large as that allows, up to its own size; 0 enlarges the thumbnails.
+        Megabytes for all enlarged images together, without thumbnails and maps. Each gets an equal
+        share, and is as large as that allows, up to its own size; 0 enlarges the thumbnails.
     n_jobs : int or None, default=None
         See :func:`~sklcam.metrics.evaluate`.
     verbose : int, default=1
         0 silences the progress bar.
     **options
-        Further arguments of :func:`~sklcam.metrics.evaluate`, such as ``boxes`` and ``masks``,
-        which are drawn, too, ``score``, ``metric_params`` and ``random_state``.
+        Further arguments of :func:`~sklcam.metrics.evaluate`, such as ``score``,
+        ``metric_params``, ``random_state``, and ``boxes`` and ``masks``, which are also drawn.
 
     Returns
     -------
     Evaluation, or dict of str to Evaluation
-        The numbers on the page; of several models or methods by name, or by both, such as
-        ``"baseline, gradcam"``.
+        The numbers on the page. For several models or methods, the keys are their names, or both
+        names, such as ``"baseline, gradcam"``.
 
     Raises
     ------
     ImportError
         If Jinja2 is missing; it comes with the extra ``report``.
     IsADirectoryError, FileNotFoundError
-        If the path is a folder, or in none that exists; before any work.
+        If the path is a folder, or its folder does not exist; before any work.
     NotFittedError
         If an estimator has not been fitted.
     ValueError
@@ -149,7 +149,9 @@ def report(
     check_count("thumbnail", thumbnail, *_SIZES)
     check_number("budget", budget, 0)
     if method is not None and methods is not None:
-        raise ValueError("Give method=, for one, or methods=, for several; got both.")
+        raise ValueError(
+            "Got both method= and methods=. Give method= for one, or methods= for several."
+        )
     models = _models(estimator)
     options = _with_one_seed(options) if len(models) > 1 else options
     explained = method if methods is None else methods
@@ -162,7 +164,7 @@ def report(
     check_is_picture(first.opened.image_size)
     called = image_names(X, names, n_all)
     shown = _spread(n_all, n_images)
-    with replacing(path) as file:  # an error now if it cannot be written there
+    with replacing(path) as file:  # an error now if nothing can be written there
         columns: list[Column] = []
         for name, evaluator in evaluators.items():
             is_of_one_class = evaluator.explainer.adapter.task in ("multiclass", "binary")
@@ -189,23 +191,23 @@ def report(
     return results if isinstance(estimator, Mapping) or methods is not None else results[""]
 
 
-# What is asked for
+# Arguments
 
 
 def _models(estimator: Any) -> dict[str, Any]:
-    """Return the estimators by name, "" of a single one; a ValueError for other mappings."""
+    """Return the estimators by name, "" for a single one; a ValueError if names are missing."""
     if not isinstance(estimator, Mapping):
         return {"": estimator}
     if not estimator or not all(isinstance(name, str) and name for name in estimator):
         raise ValueError(
-            'Several estimators go by their names, such as {"baseline": a, "consistent": b}; got '
+            'Give several estimators by name, such as {"baseline": a, "consistent": b}; got '
             f"{describe(estimator)} with the keys {[*estimator]}."
         )
     return dict(estimator)
 
 
 def _with_one_seed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options by which all models see the same views."""
+    """Return options with one seed, by which all models see the same views."""
     seed = draw_seed(check_random_state(options.get("random_state", 0)))
     return {**options, "random_state": seed}
 
@@ -268,12 +270,12 @@ def _columns(
 
 
 def _grid(evaluator: Evaluator[Seen], n_jobs: int | None) -> AbstractContextManager[list[int]]:
-    """Return the context that notes the grid of the maps; in other processes nothing is noted."""
+    """Return a context that records the grid of the maps; only possible in this process."""
     return watched_grid(evaluator.explainer) if n_jobs in (None, 1) else nullcontext([])
 
 
 def _template() -> Template:
-    """Return the page's template; an ImportError that names the extra if there is no Jinja2."""
+    """Return the page's template; an ImportError that names the extra if Jinja2 is missing."""
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:

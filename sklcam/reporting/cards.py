@@ -1,4 +1,4 @@
-"""What the page shows of each image, made batch by batch while the images are measured."""
+"""The page's card for each image, made batch by batch while the images are measured."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from sklcam.plotting.pages import fitting_uri, image_uri, map_uri, mask_uri, thu
 
 @dataclass
 class Seen:
-    """What was seen of a batch.
+    """What the page needs from a batch.
 
     Attributes
     ----------
     cards : list of dict
-        Of the images that are shown, what goes with one model and method.
+        For each shown image, the part of its card for one model and method.
     pictures : list of dict
-        The images themselves, with their boxes and masks; none if they were seen before.
+        The images themselves, with their boxes and masks; empty if they were seen before.
     predicted : list of str or None
         The predicted class of every image, as text.
     n_silent, n_broken : int
         How many maps are blank, and how many have values that are not finite.
     strangers : list of float
-        The similarity of the map of each view and the view of another image's map.
+        The similarity of the view of each map to the map of another image's view.
     shares : list of float
         The share of each image that its boxes or its mask cover.
     embeddings : ndarray of shape (n_shown, embedding_dim) or None
-        Of length 1, for the images' neighbours.
+        Normalised, to find the images' neighbours.
     """
 
     cards: list[dict[str, Any]]
@@ -52,9 +52,9 @@ class Seen:
 
 @dataclass
 class Look:
-    """Looks at the batches of an evaluation, so that no image is read or explained again.
+    """Observes the batches of an evaluation, so that no image is read or explained again.
 
-    What is explained again are images that the network is wrong about: for the true class.
+    Only images that the network gets wrong are explained once more, for the true class.
 
     Parameters
     ----------
@@ -63,11 +63,11 @@ class Look:
     longest : int
         Pixels of a thumbnail's longer side.
     most : int
-        Letters that an enlarged image may have, as a data URI.
+        The most characters that an enlarged image may have as a data URI.
     knows_truth : bool
         Whether each image has one true class.
     has_pictures : bool, default=True
-        Whether the images themselves are wanted, too.
+        Whether to draw the images themselves, too.
     """
 
     shown: frozenset[int]
@@ -78,7 +78,7 @@ class Look:
     _rows: range | None = field(default=None, init=False)
 
     def __call__(self, measurement: Measurement) -> Seen:
-        is_first = self._rows != measurement.rows  # of several methods, which see a batch in turn
+        is_first = self._rows != measurement.rows  # several methods see a batch in turn
         self._rows = measurement.rows
         places = [i for i, row in enumerate(measurement.rows) if row in self.shown]
         maps = measurement["maps"]
@@ -122,7 +122,7 @@ class Look:
 
     def _picture(self, measurement: Measurement, i: int) -> dict[str, Any]:
         originals = measurement.batch.originals
-        assert originals is not None  # they were asked for when X was opened
+        assert originals is not None  # requested when X was opened
         picture = to_picture(originals[i])
         height, width = size = self._size(measurement, i)
         given = measurement.annotations
@@ -143,7 +143,7 @@ class Look:
         }
 
     def _truths(self, measurement: Measurement, places: list[int]) -> dict[int, str]:
-        """Return the maps of the true class, of images whose wrong prediction is explained."""
+        """Return maps of the true class for images whose wrong prediction is explained."""
         explained, explainer = measurement.target.indices, measurement.explainer
         if explained is None:
             return {}
@@ -162,14 +162,14 @@ class Look:
 
 
 def _explained(measurement: Measurement) -> list[str]:
-    """Return the class that is explained of each image, where it was chosen; none otherwise."""
+    """Return the explained class of each image; an empty list if no class was chosen."""
     chosen, explainer = measurement.question.indices, measurement.explainer
     classes = names_of_outputs(explainer)
     return [classes[i] for i in chosen[:, 0].tolist()] if chosen is not None and classes else []
 
 
 def _strangers(measurement: Measurement) -> list[float]:
-    """Return how like the maps of views are to those of other images: what chance gives."""
+    """Return how similar the maps of different images are: the similarity by chance."""
     if "view_of_maps" not in measurement.plan.quantities or len(measurement.rows) < 2:
         return []
     similarity = ssim_consistency(
@@ -195,12 +195,12 @@ def _embeddings(measurement: Measurement, places: list[int]) -> np.ndarray | Non
 
 
 def merged(seen: Mapping[str, list[Seen]]) -> list[dict[str, Any]]:
-    """Return a card for each image that is shown, with what goes with each model and method.
+    """Return a card for each shown image, with a part for each model and method.
 
     Parameters
     ----------
     seen : mapping of str to list of Seen
-        By column; the first has the images themselves.
+        The batches of each column; those of the first have the images themselves.
     """
     pictures = [each for batch in next(iter(seen.values())) for each in batch.pictures]
     columns = [[card for batch in batches for card in batch.cards] for batches in seen.values()]

@@ -1,4 +1,4 @@
-"""Metrics, layers and grids in plain words, for readers who have never met their names."""
+"""Metrics, layers and grids in plain words, for readers who do not know their names."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _METRICS = {
     "dauc": "confidence under deletion",
     "heatmap_ratio": "brightness on the object",
     "iauc": "confidence under insertion",
-    "inside_outside_ratio": "brightness on the object to that outside",
-    "local_lipschitz": "change of the map by change of the image",
+    "inside_outside_ratio": "brightness on the object relative to outside",
+    "local_lipschitz": "change of the map per change of the image",
     "localization_accuracy": "boxes found",
     "max_sensitivity": "change under noise",
     "mean_adcc": "mean of the images' overall scores (ADCC)",
@@ -49,7 +49,7 @@ _METRICS = {
 
 
 def plain_name(metric: str) -> str:
-    """Return what a metric is called in a sentence or menu: its name if it is a user's own.
+    """Return a metric's name for sentences and menus; a user's own metric keeps its name.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def plain_name(metric: str) -> str:
 
 
 def plain_layer(explainer: Explainer) -> str:
-    """Return which layers are explained, in words; "" if it is none.
+    """Return the explained layers in words; "" if there are none.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def plain_layer(explainer: Explainer) -> str:
 
 
 def _asked_layer(explainer: Any) -> Any:
-    """Return the layer that was asked for, of an explainer or of the estimator in it."""
+    """Return the layer that was given to an explainer, or to the estimator in it."""
     for each in (explainer, getattr(explainer, "model", None)):
         if (asked := getattr(each, "target_layer", None)) is not None:
             return asked
@@ -112,7 +112,7 @@ def plain_grid(sides: Sequence[int]) -> str:
 
 @contextmanager
 def watched_grid(explainer: Explainer) -> Iterator[list[int]]:
-    """Note the grid of the one layer that is explained, while the network runs for other reasons.
+    """Record the grid of the only explained layer while the network runs for other reasons.
 
     Yields
     ------

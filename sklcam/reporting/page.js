@@ -11,14 +11,14 @@
   const detail = byId("detail");
   // The prediction says as much as the accuracy of one image.
   const usual = metrics.find((name) => name !== "accuracy") || metrics[0];
-  let large = null;  // enlarged images; read when the first of them is asked for
+  let large = null;  // enlarged images; parsed when the first of them is opened
   let found = [];
   let limit = PAGE;
   let place = 0;
   let arranged = null;  // the address of what is shown
-  let isOurs = false;  // whether the entry before this one in the browser's history is the page, too
+  let isOurs = false;  // whether the previous entry of the browser's history is this page, too
 
-  // What is asked for is in the address, so that it can be sent to others, and the back button works.
+  // The address holds the settings, so that it can be shared, and the back button works.
 
   const isOfPlace = () => location.hash.length > 1 && !location.hash.includes("=");  // #images
 
@@ -93,7 +93,7 @@
     };
   }
 
-  // A key is of a value, of a difference from the first column, or of how sure an error was.
+  // A key stands for a value, a difference from the first column, or the confidence in an error.
   function valueBy(key) {
     const [i, k] = key.slice(1).split(".").map(Number);
     if (key[0] === "e") return (of) => of.error[i];
@@ -154,7 +154,7 @@
     });
   }
 
-  // An enlarged picture: the image, and over it a map or none, and the boxes and the mask.
+  // An enlarged picture: the image, with or without a map, and with its boxes and its mask.
   function figure(i, stack, caption, map) {
     const copy = stack.cloneNode(true);
     const image = copy.querySelector(".image");
@@ -183,9 +183,9 @@
       const of = side.querySelector(".of")?.textContent;
       const prefix = of ? `${of}: ` : "";
       const explained = side.querySelector(".explained b") || side.querySelector(".predicted b");
-      const why = explained ? `Why ${explained.textContent}?` : "Where it looks";
+      const why = explained ? `Why ${explained.textContent}?` : "Where the network looks";
       made.push(figure(i, stacks[k], prefix + why, ""));
-      if (side.dataset.truth) {  // the network is wrong: why the true class
+      if (side.dataset.truth) {  // the network is wrong: explain the true class, too
         const truth = card.querySelector(".true b").textContent;
         made.push(figure(i, stacks[k], `${prefix}Why ${truth}?`, side.dataset.truth));
       }
@@ -193,7 +193,7 @@
     return made;
   }
 
-  // The nearest images, to each network that embeds them.
+  // The nearest images, for each network that embeds them.
   function neighbours(i, of) {
     const list = element("ul", "near");
     for (const j of images[i].near[of]) {
@@ -208,7 +208,7 @@
     return element("div", "", element("h3", "", whose), list);
   }
 
-  // In as many columns as make the pictures the largest: wide ones go below one another.
+  // Use the number of columns that makes the pictures the largest: wide ones are stacked.
   function lay(pictures) {
     const n = pictures.childElementCount;
     const ratio = Number(pictures.querySelector(".stack").style.getPropertyValue("--ratio"));
@@ -248,7 +248,7 @@
 
   function open(i) {
     isOurs = true;
-    location.hash = told(i);  // an entry of its own, to go back from; the event shows the image
+    location.hash = told(i);  // a new entry, to go back from; its event shows the image
   }
 
   function step(by) {
@@ -274,10 +274,10 @@
   document.addEventListener("click", (event) => {
     const address = event.target.closest("a[href^='#']")?.getAttribute("href");
     if (!address) return;
-    if (!address.includes("=")) {  // to the images, without a trace in the address
+    if (!address.includes("=")) {  // to the images; the address stays
       event.preventDefault();
       byId("images").focus();
-    } else if (detail.open) {  // a neighbour: the way back is to where the first image was opened
+    } else if (detail.open) {  // a neighbour: Back leads to where the first image was opened
       event.preventDefault();
       history.replaceState(null, "", address);
       read();
@@ -293,7 +293,7 @@
     else if (event.key === "ArrowRight") step(1);
   });
   detail.addEventListener("click", (event) => {
-    if (event.target === detail) leave();  // beside it
+    if (event.target === detail) leave();  // a click outside it
   });
   detail.addEventListener("cancel", (event) => {
     event.preventDefault();

@@ -1,4 +1,4 @@
-"""What the page's template is filled with: tables, strips, confusions, and the script's data."""
+"""The content of the page's template: tables, strips, confusions, and the script's data."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from sklcam.reporting.names import plain_grid, plain_layer, plain_name
 from sklcam.reporting.words import Told, classes_of, comparison, mean_of, sentences
 
 HERE = "sklcam.reporting"
-_N_COLOURS = 9  # of the bar that explains them
+_N_COLOURS = 9  # in the colour bar
 _N_IN_STRIP = 3
 _N_NEIGHBOURS = 5
 _LARGEST_MATRIX = 12  # classes; more are hard to read, and to click
-_N_CONFUSIONS = 12  # the most frequent, of more classes than that
-# By the first of these that was measured are the best and the worst images found.
+_N_CONFUSIONS = 12  # the most frequent ones, if there are more classes
+# The first of these metrics that was measured ranks the images from best to worst.
 _KEYS = ("adcc", "consistency", "pointing_game", "sparsity", "complexity")
 
 
 @dataclass(eq=False)
 class Column:
-    """A model and a method: what was asked, found and seen.
+    """A model and a method, with their evaluation and its results.
 
     Attributes
     ----------
     label : str
-        "" of a single one.
+        "" if there is only one column.
     model : str
-        What the model is called; those of one model differ in the method.
+        The model's name. The columns of one model differ in the method.
     method : str
     grid : tuple of int
-        Rows and columns of the maps at their layer; empty if that is not known, or they have none.
+        Rows and columns of the maps at their layer; empty if unknown, or without a layer.
     evaluator : Evaluator
     labels : list of str or None
-        The true labels, as the model's classes are written.
+        The true labels, spelled as the model's classes are.
     result : Evaluation
     seen : list of Seen
     """
@@ -73,12 +73,12 @@ class Column:
 
     @property
     def has_classes(self) -> bool:
-        """Whether what is predicted are classes, one of each image or several."""
+        """Whether the model predicts classes, one or several per image."""
         return self.explainer.adapter.task != "regression"
 
     @property
     def told(self) -> Told:
-        """What there is to say of it."""
+        """The data for the sentences about the column."""
         strangers = [value for batch in self.seen for value in batch.strangers]
         shares = [value for batch in self.seen for value in batch.shares]
         return Told(
@@ -95,19 +95,18 @@ class Column:
 def context(
     columns: Sequence[Column], cards: list[dict[str, Any]], title: str | None, note: str | None
 ) -> dict[str, Any]:
-    """Return what the template is filled with.
+    """Return the variables of the template.
 
     Parameters
     ----------
     columns : sequence of Column
     cards : list of dict
-        Of the images that are shown; see :func:`~sklcam.reporting.cards.merged`. Each has its
-        ``name``, its label ``true``, and for each column ``values`` and ``true``, beside what was
-        seen.
+        One for each shown image; see :func:`~sklcam.reporting.cards.merged`. Beside what was seen,
+        each has its ``name``, its label ``true``, and ``values`` and ``true`` for each column.
     title : str or None
-        None is made of the models.
+        None makes one from the models' names.
     note : str or None
-        A sentence under it.
+        A sentence under the title.
     """
     from markupsafe import Markup
 
@@ -144,7 +143,7 @@ def context(
             (column.label, name, histogram(values))
             for column in columns
             for name, values in column.result.items()
-            if name != "accuracy"  # of two bars
+            if name != "accuracy"  # it has two bars
         ],
         "sorts": _sorts(columns, models, metrics, data),
         "options": options,
@@ -155,7 +154,7 @@ def context(
                 {
                     "metrics": metrics,
                     "images": data,
-                    # Whose neighbours they are, where models are compared.
+                    # The models whose neighbours are shown.
                     "near": [m.model for m, of in zip(models, nearest, strict=True) if of],
                 }
             )
@@ -171,16 +170,16 @@ def context(
 def _told(
     columns: Sequence[Column], models: Sequence[Column], differences: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, list[str]]]:
-    """Return what there is to say of each column, and how it differs from the first."""
+    """Return sentences about each column, and about its difference from the first."""
     told = [(column.label, sentences(column.told, is_new=column in models)) for column in columns]
     for (_, lines), difference in zip(told[1:], differences, strict=True):
         verdicts = {row["name"]: row["verdict"] for row in difference["rows"]}
-        if said := comparison(verdicts, difference["first"]):
-            lines.append(said)
+        if sentence := comparison(verdicts, difference["first"]):
+            lines.append(sentence)
     return told
 
 
-# What it is about
+# The models
 
 
 def _models(columns: Sequence[Column]) -> list[Column]:
@@ -189,7 +188,7 @@ def _models(columns: Sequence[Column]) -> list[Column]:
 
 
 def _called(column: Column) -> str:
-    """Return what a model is called in the title."""
+    """Return the name of a model in the title."""
     if column.model:
         return column.model
     model = getattr(column.explainer, "model", column.explainer)
@@ -219,8 +218,8 @@ def _rows(column: Column) -> list[dict[str, Any]]:
 
 
 def _meant(row: str, column: Column) -> dict[str, Any]:
-    """Return what there is to know of a row of the summary."""
-    own = column.evaluator.metrics.get(row)  # what it means may depend on what was asked
+    """Return the direction and the meaning of a row of the summary."""
+    own = column.evaluator.metrics.get(row)  # its meaning may depend on its arguments
     metric = own or metric_of_row(row)
     meaning = own.meaning if own else row_meaning(row)
     return {"higher_is_better": metric is None or metric.higher_is_better, "meaning": meaning}
@@ -245,7 +244,7 @@ def _differences(first: Column, other: Column) -> dict[str, Any]:
 def _options(
     columns: Sequence[Column], models: Sequence[Column], cards: list[dict[str, Any]]
 ) -> dict[str, list[str]]:
-    """Return the classes to filter by, in the order of the models' own."""
+    """Return the classes to filter by, in the order of the models' classes."""
     order: dict[str, int] = {}
     for model in models:
         for name in class_names(model.explainer):
@@ -264,13 +263,13 @@ def _options(
 
 
 def _confusions(column: Column, model: int, options: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Return how often each class is taken for which, over all images."""
+    """Return how often each class is taken for each of the others, over all images."""
     nothing = {"label": column.model, "classes": [], "rows": [], "errors": []}
     if column.labels is None or not column.has_classes or not options["predicted"]:
         return nothing
     counts = Counter(zip(column.labels, column.predicted, strict=True))
     n_true = Counter(column.labels)
-    # Also those of images that are not shown: a row of the matrix adds up to its class.
+    # Include classes of images that are not shown, so that each row adds up to its class.
     others = {*column.labels, *(name for name in column.predicted if name is not None)}
     classes = list(dict.fromkeys([*options["true"], *options["predicted"], *sorted(others)]))
 
@@ -310,7 +309,7 @@ def _confusions(column: Column, model: int, options: Mapping[str, list[str]]) ->
 
 
 def _neighbours(column: Column) -> list[list[int]]:
-    """Return the nearest images to each, of an embedding network; none of a classifier."""
+    """Return the images nearest to each one; an empty list if the network is a classifier."""
     found = [batch.embeddings for batch in column.seen if batch.embeddings is not None]
     if not found:
         return []
@@ -323,7 +322,7 @@ def _neighbours(column: Column) -> list[list[int]]:
 
 
 def _number(value: float) -> float | None:
-    """Return a float that JSON has a word for, or None."""
+    """Return a finite value as a float, and any other as None: JSON has no NaN."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -335,11 +334,11 @@ def _entry(
     metrics: Sequence[str],
     near: list[list[int]],
 ) -> dict[str, Any]:
-    """Return what the script sorts and filters an image by; classes by their place in the lists."""
+    """Return the values by which the script sorts and filters an image; classes as indices."""
     of_models = [card["columns"][columns.index(model)] for model in models]
     true = card["true"] if options["true"] else None
     for each in card["columns"]:
-        # What the network does not answer is neither right nor wrong, as in its accuracy.
+        # An output that is NaN is neither right nor wrong, as in the accuracy.
         is_known = true is not None and each["predicted"] not in (None, NO_ANSWER)
         each["right"] = each["true"] == each["predicted"] if is_known else None
     right = [each["right"] for each in of_models]
@@ -356,7 +355,7 @@ def _entry(
             for each in of_models
         ],
         "right": right,
-        # How sure the model was of a wrong class.
+        # The model's confidence in a wrong class.
         "error": [
             _number(each["probability"])
             if is_right is False and each["probability"] is not None
@@ -374,10 +373,10 @@ def _sorts(
     metrics: Sequence[str],
     data: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Return what images can be sorted by: groups of a key, what it is called, and its code name.
+    """Return the options to sort by: groups of a key, its plain name, and its code name.
 
-    A key is v, and the places of a column and a metric; d, and the same, for the difference from
-    the first column; or e, and the place of a model, for how sure it was where it was wrong.
+    A key is v with the indices of a column and a metric; d with the same, for the difference from
+    the first column; or e with the index of a model, for its confidence in errors.
     """
     groups = []
     for i, column in enumerate(columns):
@@ -403,7 +402,7 @@ def _sorts(
 def _right_options(
     data: Sequence[Mapping[str, Any]], models: Sequence[Column]
 ) -> list[tuple[str, str]]:
-    """Return what images can be filtered by: who is right about them."""
+    """Return the options to filter by which models are right."""
     if not any(value is not None for entry in data for value in entry["right"]):
         return []
     if len(models) == 1:
@@ -418,7 +417,7 @@ def _strips(
     data: Sequence[Mapping[str, Any]],
     metrics: Sequence[str],
 ) -> list[tuple[str, list[int]]]:
-    """Return the images to begin with: the best, the worst, and the surest of the wrong ones."""
+    """Return the images to begin with: the best, the worst, and the most confident errors."""
     known = [name for name in (*_KEYS, *metrics) if name in metrics and name != "accuracy"]
     strips: list[tuple[str, list[int]]] = []
     if known:
@@ -433,7 +432,7 @@ def _strips(
                 continue
             scored[i] = sign * (value - before if last else value)
         ranked = sorted(scored, key=lambda i: (-scored[i], i))
-        # An image is on one side alone, however few there are.
+        # No image is on both sides, however few there are.
         n = min(_N_IN_STRIP, len(ranked) // 2)
         ends = ("Best explained", "Worst explained")
         if last:
@@ -443,7 +442,7 @@ def _strips(
         strips += [
             (f"{end}, by {plain_name(key)}", side) for end, side in zip(ends, sides, strict=True)
         ]
-    # Of the last model, whose maps and answers the strips show.
+    # Errors of the last model, whose maps and answers the strips show.
     wrong = [i for i, entry in enumerate(data) if entry["right"][-1] is False]
     wrong.sort(key=lambda i: (-(data[i]["error"][-1] or 0.0), i))
     is_ranked = any(data[i]["error"][-1] is not None for i in wrong)

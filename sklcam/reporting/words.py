@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences for readers who have never met them."""
+"""The numbers in sentences, for readers who do not know the metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklcam.reporting.names import plain_name
 
 
 def figure(value: float | None) -> str:
-    """Return a number in three digits, or a dash for none.
+    """Return a number with three digits, or a dash if there is none.
 
     Examples
     --------
@@ -30,14 +30,14 @@ def figure(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    r"""Return a share of 1 in per cent, with a digit where that is not clear without.
+    r"""Return a share in per cent, with one decimal place near 0 and near 100.
 
     Examples
     --------
     >>> from sklcam.reporting.words import percent
     >>> percent(0.5), percent(0.034), percent(0.9993), percent(1)
     ('50\xa0%', '3.4\xa0%', '99.9\xa0%', '100\xa0%')
-    >>> percent(2999 / 3000), percent(1 / 3000)  # not all, and not none
+    >>> percent(2999 / 3000), percent(1 / 3000)  # neither all nor none
     ('>\xa099.9\xa0%', '<\xa00.1\xa0%')
     """
     hundredths = 100 * share
@@ -51,7 +51,7 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class Told:
-    """What the sentences are made of.
+    """The data for the sentences.
 
     Attributes
     ----------
@@ -59,13 +59,13 @@ class Told:
     true : list of str or None
         The label of each image; None without labels.
     predicted : list of str or None
-        The predicted class of each.
+        The predicted class of each image.
     n_silent : int
         How many maps are blank.
     n_broken : int
         How many have values that are not finite.
     stranger : float
-        The mean similarity of maps of different images; NaN if it is not known.
+        The mean similarity of maps of different images; NaN if unknown.
     covered : float
         The mean share of an image that is in its boxes or mask; NaN without these.
     """
@@ -80,18 +80,18 @@ class Told:
 
 
 def sentences(told: Told, *, is_new: bool = True) -> list[str]:
-    """Return how often it is right, how stable the maps are, and how focused.
+    """Say how often the network is right, and how stable and how focused its maps are.
 
     Parameters
     ----------
     told : Told
     is_new : bool, default=True
-        Whether how often it is right was not said before, of another method.
+        Whether to say how often the network is right; False if another method has said so.
 
     Returns
     -------
     list of str
-        A sentence or two on each, where it was measured; and how many maps say nothing.
+        A sentence or two on each, if it was measured, and on maps that are blank or not finite.
     """
     means = told.result.means()
     of = len(told.predicted)
@@ -107,7 +107,7 @@ def sentences(told: Told, *, is_new: bool = True) -> list[str]:
         are = "is" if told.n_broken == 1 else "are"
         found.append(
             f"{told.n_broken} of {of} maps {are} not finite (NaN or infinite), so the means that "
-            "include them are not known."
+            "include them are unknown."
         )
     return [sentence for sentence in found if sentence]
 
@@ -120,52 +120,57 @@ def _rightness(told: Told) -> str:
     label, most = Counter(told.true).most_common(1)[0]
     share = percent(n_right / n_images)
     images = "image" if n_images == 1 else "images"
-    said = f"The network is right on {n_right} of {n_images} {images} ({share})"
+    text = f"The network is right on {n_right} of {n_images} {images} ({share})"
     if n_unanswered := sum(answer == NO_ANSWER for answer in told.predicted):
-        said += f", and its output is NaN on {n_unanswered}"
+        text += f", and its output is NaN on {n_unanswered}"
     if most == n_images:
-        return f"{said}; all of them are labelled {label}."
-    return f"{said}; always answering {label} would be right for {percent(most / n_images)}."
+        return f"{text}; all of them are labelled {label}."
+    return f"{text}; always answering {label} would be right for {percent(most / n_images)}."
 
 
 def _stability(means: Mapping[str, float], stranger: float) -> str:
     value = means.get("consistency", math.nan)
     if not math.isfinite(value):
         return ""
-    said = f"Maps of an image and of its crops and flips agree to {value:.2f} (1 is identical)"
+    text = (
+        f"Maps of an image and of its crops and flips have a similarity of {value:.2f} (1 means "
+        "identical)"
+    )
     if not math.isfinite(stranger):
-        return f"{said}."
-    return f"{said}; maps of different images agree to {stranger:.2f}."
+        return f"{text}."
+    return f"{text}; maps of different images have {stranger:.2f}."
 
 
 def _focus(means: Mapping[str, float], covered: float) -> str:
-    said = ""
+    text = ""
     area = means.get("complexity", math.nan)
     if math.isfinite(area):
-        said = (
+        text = (
             f"The average map covers {percent(area)} of its image (marking everything would be 100"
+            "\u00a0%)."
         )
-        said += "\u00a0%)."
     lost = means.get("average_drop", math.nan)
     if math.isfinite(lost):
-        said += f" Shown only that, the network keeps {percent(1 - lost)} of its confidence."
+        text += (
+            f" If it sees only that part, the network keeps {percent(1 - lost)} of its confidence."
+        )
     hits = means.get("pointing_game", math.nan)
     if math.isfinite(hits):
-        said += f" The brightest point is on the object in {percent(hits)} of the images"
-        chance = f"; a point anywhere, in {percent(covered)}" if math.isfinite(covered) else ""
-        said += f"{chance}."
-    return said.strip()
+        text += f" The brightest point is on the object in {percent(hits)} of the images"
+        chance = f"; a random point, in {percent(covered)}" if math.isfinite(covered) else ""
+        text += f"{chance}."
+    return text.strip()
 
 
 def comparison(verdicts: Mapping[str, str], first: str) -> str:
-    """Return in a sentence where a model or method is better than the first, and where worse.
+    """Say in which metrics a model or method is better or worse than the first.
 
     Parameters
     ----------
     verdicts : mapping of str to str
-        What :func:`~sklcam.metrics.verdicts.verdict` says, by metric.
+        The verdict on each metric; see :func:`~sklcam.metrics.verdicts.verdict`.
     first : str
-        What the first is called.
+        The name of the first.
 
     Examples
     --------
@@ -189,7 +194,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def classes_of(labels: Sequence[str]) -> str:
-    """Return how many images there are of each class, the most frequent first.
+    """Return the number of images of each class, the most frequent first.
 
     Examples
     --------
@@ -204,5 +209,5 @@ def classes_of(labels: Sequence[str]) -> str:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Return the mean of some values, NaN of none."""
+    """Return the mean of some values, or NaN if there are none."""
     return float(np.mean(values)) if values else math.nan

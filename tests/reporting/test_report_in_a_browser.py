@@ -199,7 +199,7 @@ def test_browser_filters_by_the_confusion_matrix(visit, written, fitted):
     predicted = fitted.predict(X)
     i = int(np.flatnonzero(predicted != NAMES)[0])
     same = (predicted == predicted[i]) & (NAMES[i] == NAMES)
-    label = f"Show the {same.sum()} of {NAMES[i]} predicted to be {predicted[i]}"
+    label = f"Show the {same.sum()} of {NAMES[i]} predicted as {predicted[i]}"
     page.locator(".confusion a").and_(page.get_by_label(label, exact=True)).press("Enter")
     assert_becomes(page, ORDER, np.flatnonzero(same).tolist())
     page.go_back()

@@ -103,9 +103,9 @@ def test_methods_share_the_passes(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"estimator": {}}, "Several estimators go by their names"),
-        ({"estimator": {1: None}}, "Several estimators go by their names"),
-        ({"method": "gradcam", "methods": ["gradcam"]}, "got both"),
+        ({"estimator": {}}, "Give several estimators by name"),
+        ({"estimator": {1: None}}, "Give several estimators by name"),
+        ({"method": "gradcam", "methods": ["gradcam"]}, "Got both method= and methods="),
         ({"budget": -1}, "budget must be"),
     ],
 )

@@ -73,9 +73,9 @@ def test_sentences_count_what_is_seen(page):
     covered = np.mean([64 / 1024] * 5 + [0])  # spots of one brightness, and nothing
     assert f"covers {100 * covered:.1f} % of its image (marking everything would be 100 %)." in text
     # Spots 0 to 3 are where they should be; boxes cover 64 pixels, that of image 4 only 16.
-    assert "on the object in 67 % of the images; a point anywhere, in " in text
+    assert "on the object in 67 % of the images; a random point, in " in text
     share = (5 * 64 + 16) / 6 / 1024
-    assert f"a point anywhere, in {100 * share:.1f} %." in text
+    assert f"a random point, in {100 * share:.1f} %." in text
     assert "1 of 6 maps is blank" in text
     assert text.index("The network is right") < text.index("<table")
 
@@ -140,7 +140,7 @@ def told(**values):
 def test_nothing_is_said_of_what_was_not_measured():
     assert sentences(told(sparsity=[0.5, 0.7])) == []
     assert sentences(told(consistency=[0.5, 0.7])) == [
-        "Maps of an image and of its crops and flips agree to 0.60 (1 is identical)."
+        "Maps of an image and of its crops and flips have a similarity of 0.60 (1 means identical)."
     ]
     assert sentences(told(consistency=[0.5, np.nan])) == []
 
@@ -150,7 +150,7 @@ def test_maps_of_different_images_are_what_consistency_is_compared_with(fitted, 
     path = tmp_path / "page.html"
     sklcam.report(fitted, X[:24], NAMES[:24], path, metrics="consistency", verbose=0)
     text = path.read_text(encoding="utf-8")
-    (same, others) = re.search(r"agree to (\S+) \(1 .* agree to (\S+)\.<", text).groups()
+    (same, others) = re.search(r"similarity of (\S+) \(1 .* have (\S+)\.<", text).groups()
     assert float(others) < float(same)
 
 
