@@ -23,10 +23,10 @@ from sklcam.metrics.causal import (
 )
 from sklcam.metrics.multigrid import Multigrid, is_for_grids
 
-_FEWEST = 8  # pixels that are not worth being dissected
-_LARGEST_KEPT = 2**20  # pixels of an image whose equations are kept for the next one
-_VALUES_A_THREAD = 2**18  # of images filled in at once: what a core's cache holds
-_VALUES_AT_ONCE = 2**23  # elsewhere: a device holds a dozen tensors of them
+_FEWEST = 8  # pixels, too few to dissect further
+_LARGEST_KEPT = 2**20  # pixels of images whose equations are kept for the next one
+_VALUES_A_THREAD = 2**18  # of images filled in at once: they fit into a core's cache
+_VALUES_AT_ONCE = 2**23  # on other devices, which hold a dozen tensors of this size
 
 
 def road(
@@ -39,7 +39,9 @@ def road(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Remove the most relevant and the least relevant pixels, filled in from their neighbours.
+    """Compare scores without the most relevant pixels and without the least relevant ones.
+
+    The removed pixels are filled in from their neighbours.
 
     Parameters
     ----------
@@ -48,7 +50,7 @@ def road(
     images : Tensor of shape (n_images, channels, height, width)
     maps : Tensor of shape (n_images, height, width)
     percentiles : sequence of float, in (0, 100)
-        A pixel is removed where the map (or, for the least relevant, minus the map) is at or over
+        A pixel is removed where the map (or, for the least relevant, minus the map) is at or above
         this percentile.
     noise : float, default=0.01
         Standard deviation of the noise on filled-in pixels.
@@ -60,14 +62,14 @@ def road(
     Returns
     -------
     Tensor of shape (n_images,), in [-0.5, 0.5]; higher is better.
-        Half the score without the least relevant pixels, minus that without the most relevant,
-        averaged over the percentiles. NaN where a map has NaN.
+        Half the difference between the score without the least relevant pixels and the score
+        without the most relevant ones, averaged over the percentiles. NaN where a map has NaN.
 
     Raises
     ------
     ValueError
-        If there are no images, or the maps do not fit them; if a percentile is not
-        between 0 and 100 or there is none, the noise is negative, ``batch_size`` is under 1, or
+        If there are no images, or the maps do not fit them; if there are no percentiles, or one is
+        not between 0 and 100; if the noise is negative, ``batch_size`` is less than 1, or
         ``generator`` is not a generator; or if ``score`` returns anything but one number per image.
 
     References
@@ -87,8 +89,8 @@ def road(
     """
     if isinstance(images, Tensor) and images.ndim == 5:
         raise ValueError(
-            "ROAD fills in pixels of pictures from their neighbours in a plane; it is not defined "
-            f"for volumes, {describe(images)}. iauc and dauc are."
+            "ROAD fills in pixels from their neighbours in a plane, so it is not defined for "
+            f"volumes; got {describe(images)}. Use iauc and dauc."
         )
     check_arguments(score, images, maps, batch_size)
     check_number("noise, a standard deviation,", noise, 0)
@@ -104,7 +106,7 @@ def road(
     for percentile in percentiles:
         removed = [_at_or_over(each, percentile) for each in (relevance, -relevance)]
         drawn = [_draw_noise(images, noise, generator) for _ in removed]
-        # Both are filled in together: there is work for two even where there is one image.
+        # Fill in both together: there is work for two threads even with one image.
         filled = fill(removed, drawn)
         both = [
             score_in_batches(score, some.to(device, non_blocking=True), size) for some in filled
@@ -114,7 +116,7 @@ def road(
 
 
 def _at_or_over(maps: Tensor, percentile: float) -> Tensor:
-    """Return which pixels of each map are at or over its percentile."""
+    """Return which pixels of each map are at or above its percentile."""
     # torch.quantile refuses maps of more than 2**24 pixels.
     percentiles = np.percentile(maps.flatten(1).double().numpy(), percentile, axis=1)
     # In half precision the percentile may round to the pixel below it.
@@ -141,8 +143,8 @@ def impute(
     Returns
     -------
     Tensor of the images' shape
-        Neighbours along rows and columns weigh 1/6, those along diagonals 1/12. An image of which
-        all is removed is zero but for the noise. The noise is the same for every image, so that an
+        Neighbours along rows and columns have the weight 1/6, diagonal ones 1/12. If all pixels of
+        an image are removed, only the noise is left. The noise is the same for every image, so an
         image is filled in alike in every batch.
 
     Raises
@@ -185,12 +187,12 @@ def _draw_noise(images: Tensor, noise: float, generator: torch.Generator | None)
 
 
 def _where_it_is_solved(images: Tensor) -> Tensor:
-    """Return images where their equations are solved: on the host, or where float64 is fast."""
+    """Return images on the device that solves their equations: CUDA, or else the CPU."""
     return images.detach() if images.device.type == "cuda" else images.detach().cpu()
 
 
 class _Filling:
-    """Fills in images for one mask after another; room for what is computed on the way is kept."""
+    """Fills in images for one mask after another; buffers for the computation are kept."""
 
     def __init__(self, images: Tensor):
         self._images = _where_it_is_solved(images)
@@ -214,7 +216,7 @@ class _Filling:
         return [*of_masks]
 
     def _fill_by_grids(self, lost: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill in for masks (n_masks * n_images, height, width), as many as fit into a cache."""
+        """Fill in for masks (n_masks * n_images, height, width); a batch fits into a cache."""
         images = self._images
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
         if images.device.type == "cpu":
@@ -235,14 +237,14 @@ class _Filling:
 
 
 def _fill_exactly(images: Tensor, lost: Tensor) -> Tensor:
-    """Fill in images on the host, each by the factors of its equations, in double precision."""
+    """Fill in images on the CPU by factoring the equations of each, in double precision."""
 
     def solve(image: Tensor, mask: Tensor) -> None:
         if mask.any():
             solved = _solve(image.double().numpy(), mask.numpy())
             image[:, mask] = torch.as_tensor(solved).to(image.dtype)
 
-    # In threads, as what takes long is done without Python's lock.
+    # In threads, as the slow parts release Python's lock.
     with ThreadPoolExecutor(max(1, min(len(images), torch.get_num_threads()))) as threads:
         list(threads.map(solve, images, lost))
     return images
@@ -264,13 +266,13 @@ def _solve(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     make = _equations if n_pixels <= _LARGEST_KEPT else _equations.__wrapped__
     order, equations = make(*removed.shape)
     lost = removed.ravel()[order]
-    # One equation a removed pixel: its weights times itself, minus those of the neighbours that are
-    # removed too, is the weighted sum of the neighbours that are known.
+    # One equation per removed pixel: the sum of its weights times the pixel, minus the weighted sum
+    # of its removed neighbours, equals the weighted sum of its known neighbours.
     rows = equations[np.flatnonzero(lost)]
     values = image.reshape(len(image), n_pixels)[:, order].T
     known = -(rows @ np.where(lost[:, None], 0.0, values))
     system = rows[:, np.flatnonzero(lost)]
-    # It is symmetric, and its unknowns are in a good order already.
+    # The system is symmetric, and its unknowns are already in a good order.
     system = csc_array((system.data, system.indices, system.indptr), shape=system.shape)
     options = {"permc_spec": "NATURAL", "diag_pivot_thresh": 0.0, "panel_size": 1}
     factors = splu(system, **options, options={"SymmetricMode": True})
@@ -279,10 +281,10 @@ def _solve(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _equations(height: int, width: int) -> tuple[np.ndarray, csr_array]:
-    """Return the pixels (n_pixels,) in a good order, and the equations of all of them in it.
+    """Return the pixels (n_pixels,) in a good order, and the equations of all pixels in it.
 
-    The order is one of nested dissection: of two halves of the plane first one, then the other, and
-    last the line between them, and so within each half. What is eliminated in it fills in little.
+    The order is nested dissection: one half of the plane, then the other, and last the line between
+    them, and the same within each half. Elimination in this order creates few new entries.
     """
     order = np.concatenate(_dissected(np.arange(height * width).reshape(height, width)))
     place = np.empty(height * width, np.int32)

@@ -1,9 +1,9 @@
-"""Pixels filled in from their neighbours, a batch at a time: conjugate gradients over many grids.
+"""Pixels filled in from their neighbours, in batches: conjugate gradients over many grids.
 
-Of ever coarser grids each takes care of the errors that are as wide as its pixels (Trottenberg,
-Oosterlee and Schüller, "Multigrid", 2001), so that six or seven steps do, however many pixels there
-are. All of it is sums of arrays, on any device. What the equations are, and what is done where this
-does not lead to a solution, is in ``imputation.py``.
+Each of ever coarser grids removes the errors that are as wide as its pixels (Trottenberg, Oosterlee
+and Schüller, "Multigrid", 2001), so six or seven steps suffice, however many pixels there are.
+Every operation is a sum of arrays, on any device. ``imputation.py`` has the equations, and another
+solver for images that are not solved here.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_SHORTEST_SIDE, _LONGEST_BY_SHORTEST = 16, 64  # a grid of few rows hardly gets any coarser
-_COARSEST = 256  # pixels of which a matrix is inverted
-# How much known pixels hold back errors on the next grid, and how that fades on the grids after it;
-# how much the answer of a coarser grid counts. Found by trial: with these the steps are fewest.
+_SHORTEST_SIDE, _LONGEST_BY_SHORTEST = 16, 64  # a grid with few rows can hardly be coarsened
+_COARSEST = 256  # pixels of the last grid, whose matrix is inverted
+# How much known pixels hold back errors on the next grid, how this fades on later grids, and the
+# weight of a coarser grid's answer. Found by trial: these values need the fewest steps.
 _HOLD, _FADING, _OVERCORRECTION = 0.8, 0.6, 1.04
 _FIRST_LOOK, _RENEWED, _MOST_STEPS = 4, 4, 24
-_FAR = (
-    12  # errors per unit of what is left, on the coarsest grid: more of rounding than one may see
-)
-_TOLERANCES = {torch.float32: 2.5e-5, torch.float64: 1e-11}  # of the next step, each a tenth of it
+# Error per unit of the residual on the coarsest grid; beyond it, rounding would be visible.
+_FAR = 12
+# For the error before the last step, which leaves about a tenth of it.
+_TOLERANCES = {torch.float32: 2.5e-5, torch.float64: 1e-11}
 
 
 def is_for_grids(size: Sequence[int]) -> bool:
-    """Say whether images of a size (height, width) have coarser grids that are of use."""
+    """Return whether coarser grids help with images of a size (height, width)."""
     shortest, longest = sorted(size)
     is_strip = shortest < _SHORTEST_SIDE or longest > _LONGEST_BY_SHORTEST * shortest
     return not is_strip and math.prod(size) > _COARSEST
 
 
 class Multigrid:
-    """Fills in images of one shape; it has room for as many as there are in a batch.
+    """Fills in batches of one shape; its buffers are used again for each batch.
 
     Parameters
     ----------
     shape : tuple of int
-        n_images, channels, height and width, for which :func:`is_for_grids`.
+        n_images, channels, height and width; see :func:`is_for_grids`.
     dtype : torch.float32 or torch.float64
-        What is computed in.
+        The type to compute in.
     device : torch.device
     """
 
@@ -56,18 +56,18 @@ class Multigrid:
         first = self._grids[0]
         self._direction = _Framed(first.room, first.scratch)
         self._left, self._change, self._solved = (torch.empty_like(first.room) for _ in range(3))
-        if dtype != torch.float64:  # as what is left is made anew
+        if dtype != torch.float64:  # to compute the residual anew
             self._exact_change = torch.empty_like(first.room, dtype=torch.float64)
             self._exact = _Framed(
                 self._exact_change, torch.empty_like(first.scratch, dtype=torch.float64)
             )
             self._exact_centre = first.weights.double() + 4
         eye = torch.eye(height * width, dtype=dtype, device=device)
-        # Of the last grid's matrix, all but the diagonal.
+        # The last grid's matrix without its diagonal.
         self._apart = 4 * eye - _weighted(eye.view(-1, 1, height, width)).flatten(1)
 
     def fill(self, images: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill in what is removed.
+        """Fill in the removed pixels.
 
         Parameters
         ----------
@@ -77,13 +77,13 @@ class Multigrid:
         Returns
         -------
         filled : Tensor of the images' shape, of ``dtype``
-            To 1e-5 of the range of the pixels that are known, 1e-10 in double precision. Zeros
-            where no pixel is known.
+            Exact to 1e-5 of the range of the known pixels, to 1e-10 in double precision. Zero if no
+            pixel is known.
         is_solved : bool Tensor of shape (n_images,)
-            False where that was not reached, or a pixel that is known is not finite.
+            False if this was not reached, or a known pixel is not finite.
         """
         lost, images = removed[:, None], images.to(self.dtype)
-        # From the mean of what is known on, in units of how far from it that goes.
+        # Subtract the mean of the known pixels, and divide by their largest distance from it.
         known, is_known = torch.where(lost, 0.0, images), (~lost).to(self.dtype)
         n_known = (~lost).sum(dim=(2, 3), keepdim=True).clamp(min=1)
         total = known.sum(dim=(2, 3), keepdim=True, dtype=torch.float64)
@@ -101,8 +101,8 @@ class Multigrid:
     def _prepare(self, lost: Tensor) -> None:
         """Set up the equations of each grid: how much a pixel counts beside its neighbours.
 
-        A coarser grid has all pixels as unknowns. Known ones, which are 0 as far as errors are
-        concerned, hold back those near them, by the weight that they have there.
+        On a coarser grid, all pixels are unknowns. Known pixels, whose errors are 0, hold back the
+        errors near them by the weight that they have there.
         """
         self._mask = lost.to(self.dtype)
         known = 1 - self._mask
@@ -111,7 +111,7 @@ class Multigrid:
         for i, grid in enumerate(self._grids[1:]):
             held = _weighted(held, step=2).mul_(0.25 * (_FADING if i else 1))
             grid.set_share(1 / (grid.weights + held))
-        # Where all pixels are removed nothing is held, and no pixel needs a solution.
+        # If all pixels are removed, nothing holds errors back, and no pixel needs a solution.
         free = held.amax(dim=(2, 3), keepdim=True) == 0
         diagonal = (self._grids[-1].weights + held + free).flatten(1)
         factors, _ = torch.linalg.cholesky_ex(self._apart + torch.diag_embed(diagonal))
@@ -119,9 +119,9 @@ class Multigrid:
         self._is_far = self._inverse.abs().sum(dim=2).amax(dim=1)[:, None, None, None] > _FAR
 
     def _solve(self) -> Tensor:
-        """Take steps of conjugate gradients until no pixel changes; say for which images it was so.
+        """Take steps of conjugate gradients until no pixel changes; return which images are solved.
 
-        Known pixels are in ``_direction``, as far from the mean; the solution is in ``_solved``.
+        ``_direction`` has the known pixels minus their mean; ``_solved`` gets the solution.
         """
         grid, direction = self._grids[0], self._direction
         left = direction.weighted(self._left).mul_(self._mask)
@@ -135,7 +135,7 @@ class Multigrid:
             turned = along / before if step else torch.zeros_like(along)
             torch.addcmul(error, turned, direction.values, out=direction.values)
             before = torch.where(along > 0, along, 1.0)
-            # Of pixels that are known it means nothing: whatever is made of it is 0 there.
+            # At known pixels it has no meaning: whatever it is multiplied by is 0 there.
             change = direction.weighted(self._change)
             change.addcmul_(centre, direction.values, value=-1)
             across = -torch.mul(direction.values, change, out=grid.room).sum((2, 3), keepdim=True)
@@ -145,7 +145,7 @@ class Multigrid:
             if step >= _FIRST_LOOK:
                 size = torch.abs(error, out=grid.room).amax(dim=(1, 2, 3), keepdim=True)
                 is_solved |= size <= _TOLERANCES[self.dtype]
-                is_on &= size > _TOLERANCES[self.dtype]  # NaN is not, nor gets any better
+                is_on &= size > _TOLERANCES[self.dtype]  # false for NaN, which would not improve
                 if not bool(is_on.any()):
                     break
             left.addcmul_(length, change)
@@ -159,17 +159,17 @@ class Multigrid:
         return is_solved.flatten()
 
     def _error_of(self, left: Tensor, level: int) -> Tensor:
-        """Return nearly the solution of what is left of the equations, on a grid and all coarser.
+        """Return an approximate solution for the residual, on a grid and all coarser ones.
 
-        Each pixel becomes the mean of its neighbours before, what that leaves is passed on to the
-        coarser grid, whose answer is added, and each becomes the mean again: it is symmetric, as
-        conjugate gradients must have it.
+        Each pixel becomes the mean of its neighbours, the new residual is passed on to the coarser
+        grid, whose answer is added, and each pixel becomes the mean again. This is symmetric, as
+        conjugate gradients require.
         """
         grid = self._grids[level]
         if level == len(self._grids) - 1:
             solved = left.flatten(2) @ self._inverse
             return solved.view(left.shape)
-        # Minus four times the error: the neighbours' sum has the pixel itself four times.
+        # Minus four times the error: the neighbours' sum contains the pixel itself four times.
         values = torch.mul(grid.minus_four_shares, left, out=grid.framed.values)
         summed, left_here = grid.framed.weighted(grid.room), grid.passed.values
         if level == 0:
@@ -188,20 +188,20 @@ class Multigrid:
 
 
 class _Grid:
-    """Room for an error, for what is passed on to the next coarser grid, and for what comes back.
+    """Buffers for an error, for the residual of the next coarser grid, and for its answer.
 
     Attributes
     ----------
     weights : Tensor of shape (1, 1, height, width)
-        The sum of those of each pixel's neighbours: 12, and less at the sides.
+        The sum of the weights of each pixel's neighbours: 12, and less at the sides.
     share, minus_four_shares : Tensor of shape (n_images or 1, 1, height, width)
-        The reciprocal of what a pixel weighs in its equation, 0 where it has none; -4 times that.
+        The reciprocal of a pixel's weight in its equation, 0 where it has none; -4 times that.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
         height, width = shape[2:]
         self.left, self.room = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        # What sums along one side are in; there is one, for the sake of the cache.
+        # Holds sums along one axis; it is shared, for the sake of the cache.
         self.scratch = self.room.new_empty(math.prod(shape[:2]) * (height + 3) * (width + 3))
         self.framed, self.passed = (_Framed(self.room, self.scratch) for _ in range(2))
         self.weights = _weighted(self.room.new_ones(1, 1, height, width)).sub_(4)
@@ -212,7 +212,7 @@ class _Grid:
         self.share, self.minus_four_shares = share, -4 * share
 
     def between(self, coarse: Tensor) -> Tensor:
-        """Return a coarser grid's values, and their means at the pixels between."""
+        """Return a coarser grid's values, with their means at the pixels between."""
         for values, out in ((coarse, self._rows), (self._rows.mT, self.room.mT)):
             n_between = out.shape[-2] // 2
             out[..., ::2, :] = values[..., : out.shape[-2] - n_between, :]
@@ -234,10 +234,10 @@ class _Framed:
 
 
 class _Sums:
-    """Sums of pixels and their neighbours, weighted 1, 2, 1 along both sides.
+    """Sums of pixels and their neighbours, weighted 1, 2, 1 along both axes.
 
-    That is 12 times the weights of ROAD, and 4 for the pixel itself. With ``step=2``, of every
-    second pixel along both.
+    These weights are 12 times those of ROAD, and 4 for the pixel itself. ``step=2`` returns only
+    the sums at every second pixel along both axes.
     """
 
     def __init__(self, framed: Tensor, step: int, scratch: Tensor):
