@@ -34,15 +34,15 @@ def _facts(estimator: Any) -> dict[str, Any]:
     """Return what a fitted explainer knows about its classes and images."""
     if not isinstance(estimator, Explainer) or not hasattr(estimator, "preprocessing_"):
         return {}
-    said = estimator.preprocessing_
+    preprocessing = estimator.preprocessing_
     return {
         "task": estimator.adapter.task,
         "classes": estimator.classes_,
         "class_names": estimator.class_names_,
         "target_layers": [layer.name for layer in estimator.target_layers],
-        "image_size": said.image_size,
-        "resize": said.resizing.mode,
-        "mean": said.mean,
-        "std": said.std,
-        "prepared_by": said.source,
+        "image_size": preprocessing.image_size,
+        "resize": preprocessing.resizing.mode,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "prepared_by": preprocessing.source,
     }

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # users see any error as one line
         if arguments.traceback or os.environ.get(_TRACEBACK):
             raise
-        print(f"sklcam: error: {_told(error)}", file=sys.stderr)
+        print(f"sklcam: error: {_message_of(error)}", file=sys.stderr)
         return FAILURE
 
 
@@ -88,7 +88,7 @@ def _print(result: Result, *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _told(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     text = _one_line(str(error)) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"

@@ -72,7 +72,7 @@ def run(arguments: Namespace) -> Result:
     before = f", {n_before} of them before" if n_before else ""
     remarks = f"; {n_remarks} with a remark" if n_remarks else ""
     return Result(
-        f"{out}: {counted(len(images))} explained{before}{remarks}{found.told}",
+        f"{out}: {counted(len(images))} explained{before}{remarks}{found.ending}",
         {
             **{"out": str(out), "table": str(out / _TABLE), "model": arguments.model},
             **{"n_images": len(images), "n_before": n_before, "n_remarks": n_remarks},

@@ -62,7 +62,7 @@ class _Question(NamedTuple):
     options: dict[str, Any]
 
 
-def _asked(arguments: Namespace) -> _Question:
+def _question(arguments: Namespace) -> _Question:
     root, images = images_in(arguments.dir)
     folders = None
     if not arguments.no_labels and Path(arguments.dir).is_dir() and has_folders(root, images):
@@ -123,13 +123,13 @@ def _compared(arguments: Namespace) -> _Compared:
     # The explainer checks the network for the first method only; all methods are measured.
     own.method = methods[0] if methods else None
     own.model = models[0]
-    called = [_called(model) for model in models]
-    if len(set(called)) < len(models):
-        raise ValueError(f"The models must have different names; got {', '.join(called)}.")
-    asked = _asked(own)
-    explainers = {called[0]: asked.explainer}
-    for name, model in zip(called[1:], models[1:], strict=True):
-        explainers[name] = _beside(asked, model, own)
+    names = [_name_of(model) for model in models]
+    if len(set(names)) < len(models):
+        raise ValueError(f"The models must have different names; got {', '.join(names)}.")
+    asked = _question(own)
+    explainers = {names[0]: asked.explainer}
+    for name, model in zip(names[1:], models[1:], strict=True):
+        explainers[name] = _other_explainer(asked, model, own)
     first: AnyMethod = asked.explainer.method  # explains the other models, too
     return _Compared(
         asked, explainers, {name: name for name in methods} or {method_name(first): first}
@@ -144,10 +144,10 @@ def _evaluate(arguments: Namespace) -> Result:
         _write_values(Path(arguments.out), compared, found)
     results = {compared.label(*of): result for of, result in found.items()}
     tables = {label: result.summary() for label, result in results.items()}
-    n_images = f"{counted(len(asked.images))}{asked.found.told}"
+    n_images = f"{counted(len(asked.images))}{asked.found.ending}"
     text = [f"{label}, {n_images}\n{table!r}" for label, table in tables.items()]
     differences = _differences(results)
-    text += [f"{label}\n{_told(table)}" for label, table in differences.items()]
+    text += [f"{label}\n{_text_of(table)}" for label, table in differences.items()]
     return Result("\n\n".join(text), _values(arguments, asked, tables, differences))
 
 
@@ -230,7 +230,7 @@ def _higher_is_better(row: str) -> bool | None:
     return None if metric is None else metric.higher_is_better
 
 
-def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
+def _text_of(table: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the differences as text, each with its verdict."""
     width = max(map(len, table))
     lines = [f"{'':{width}}{'difference':>12}   {'95 % interval':22}"]
@@ -240,7 +240,7 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
+def _other_explainer(asked: _Question, model: str, arguments: Namespace) -> Explainer:
     """Return the explainer of another model; an error if its classes differ from the first."""
     own = copy(arguments)
     own.model = model
@@ -267,7 +267,7 @@ def _beside(asked: _Question, model: str, arguments: Namespace) -> Explainer:
     return explainer
 
 
-def _called(model: str) -> str:
+def _name_of(model: str) -> str:
     return Path(model).name.removesuffix(".sklcam") if is_file(model) else model
 
 

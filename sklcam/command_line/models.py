@@ -92,7 +92,7 @@ def _by_name(arguments: Namespace, given: dict[str, Any], device: torch.device) 
     )
     # Move the network first: whether it computes in a precision depends on its device.
     explainer = CAMExplainer(network.eval().to(device), **given).fit()
-    if missing := _unsaid(explainer):
+    if missing := _unknown(explainer):
         weights = arguments.weights or arguments.model
         raise ValueError(
             f"No source says how to prepare images for the weights of {weights}. Give "
@@ -124,7 +124,7 @@ def _of_file(arguments: Namespace, given: dict[str, Any], device: torch.device) 
     if given:
         explainer = _changed(arguments.model, explainer, given)
     # The file may choose how to resize; the other settings are facts about its network.
-    if missing := [name for name in _unsaid(explainer) if name != "resize"]:
+    if missing := [name for name in _unknown(explainer) if name != "resize"]:
         kind = type(explainer).__name__
         raise ValueError(
             f"No source says how to prepare images for the network in {arguments.model}. Give "
@@ -173,7 +173,7 @@ def _written(names: Iterable[str]) -> str:
     return ", ".join(f"--{name}" for name in written)
 
 
-def _unsaid(explainer: Explainer) -> list[str]:
+def _unknown(explainer: Explainer) -> list[str]:
     """Return the settings of images that neither the network's source nor the user gives."""
     adapter = explainer.adapter
     if not isinstance(adapter, ModuleAdapter) or Origin(adapter.preprocessing()).is_known:

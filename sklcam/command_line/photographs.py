@@ -64,7 +64,7 @@ class Readable(NamedTuple):
     skipped: dict[str, str]
 
     @property
-    def told(self) -> str:
+    def ending(self) -> str:
         """The number of skipped images, to end a sentence; "" if there are none."""
         return f"; {counted(len(self.skipped))} skipped" if self.skipped else ""
 

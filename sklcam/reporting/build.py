@@ -227,8 +227,8 @@ def _evaluator(
     labels = explainer.expected_labels(X, y, "report") if has_labels else None
     if metrics is None:
         n_classes = 0 if explainer.classes_ is None else len(explainer.classes_)
-        is_told = n_classes > 1 or (n_classes == 1 and explainer.adapter.task == "multilabel")
-        has_confidence = is_told or options.get("score") is not None
+        has_classes = n_classes > 1 or (n_classes == 1 and explainer.adapter.task == "multilabel")
+        has_confidence = has_classes or options.get("score") is not None
         has_truth = explainer.classes_ is not None and labels is not None
         metrics = default_metrics(confidence=has_confidence, labels=has_truth)
         options = _with_few_steps(options) if has_confidence else options

@@ -22,7 +22,7 @@
 
   const isOfPlace = () => location.hash.length > 1 && !location.hash.includes("=");  // #images
 
-  function told(image) {
+  function addressOf(image) {
     const state = new URLSearchParams();
     for (const name of controls) {
       const value = byId(name).value;
@@ -33,7 +33,7 @@
   }
 
   function write(image) {
-    history.replaceState(null, "", told(image));
+    history.replaceState(null, "", addressOf(image));
   }
 
   function read() {
@@ -44,7 +44,7 @@
       select.value = value;
       if (select.selectedIndex < 0) select.selectedIndex = 0;
     }
-    if (told(null) !== arranged) arrange();
+    if (addressOf(null) !== arranged) arrange();
     const image = state.get("image");
     if (image !== null && /^\d+$/.test(image) && Number(image) < images.length) {
       let at = found.indexOf(Number(image));
@@ -125,7 +125,7 @@
     for (const row of cards.flatMap((card) => Array.from(card.querySelectorAll("[data-metric]")))) {
       row.classList.toggle("current", row.dataset.metric === current);
     }
-    arranged = told(null);
+    arranged = addressOf(null);
     limit = PAGE;
     render();
   }
@@ -198,7 +198,7 @@
     const list = element("ul", "near");
     for (const j of images[i].near[of]) {
       const link = element("a", "", cards[j].querySelector(".stack").cloneNode(true));
-      link.href = told(j);
+      link.href = addressOf(j);
       const name = cards[j].querySelector("h3").textContent;
       const label = cards[j].querySelector(".true b, .predicted b");
       link.setAttribute("aria-label", `Enlarge ${name}`);
@@ -248,7 +248,7 @@
 
   function open(i) {
     isOurs = true;
-    location.hash = told(i);  // a new entry, to go back from; its event shows the image
+    location.hash = addressOf(i);  // a new entry, to go back from; its event shows the image
   }
 
   function step(by) {

@@ -22,7 +22,7 @@ from sklcam.plotting.pages import digest, script_json, style_of, text_of, viridi
 from sklcam.reporting._histogram import histogram
 from sklcam.reporting.cards import Seen
 from sklcam.reporting.names import plain_grid, plain_layer, plain_name
-from sklcam.reporting.words import Told, classes_of, comparison, mean_of, sentences
+from sklcam.reporting.words import Facts, classes_of, comparison, mean_of, sentences
 
 HERE = "sklcam.reporting"
 _N_COLOURS = 9  # in the colour bar
@@ -77,11 +77,11 @@ class Column:
         return self.explainer.adapter.task != "regression"
 
     @property
-    def told(self) -> Told:
+    def facts(self) -> Facts:
         """The data for the sentences about the column."""
         strangers = [value for batch in self.seen for value in batch.strangers]
         shares = [value for batch in self.seen for value in batch.shares]
-        return Told(
+        return Facts(
             self.result,
             self.labels if self.has_classes else None,
             self.predicted,
@@ -124,14 +124,14 @@ def context(
     colours = viridis()[np.linspace(0, 255, _N_COLOURS).astype(int)]
     labels = first.labels if first.has_classes else None
     return {
-        "title": title or "Explanations of " + " and ".join(map(_called, models)),
+        "title": title or "Explanations of " + " and ".join(map(_model_name, models)),
         "note": note,
         "date": datetime.date.today().isoformat(),
         "about": [_about(column) for column in columns],
         "version": installed_versions(["sklcam"]).get("sklcam", "not installed"),
         "n_all": len(first.evaluator.opened),
         "classes": classes_of(labels) if labels else "",
-        "told": _told(columns, models, differences),
+        "told": _sentences(columns, models, differences),
         "cards": cards,
         "columns": columns,
         "metrics": metrics,
@@ -167,16 +167,16 @@ def context(
     }
 
 
-def _told(
+def _sentences(
     columns: Sequence[Column], models: Sequence[Column], differences: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, list[str]]]:
     """Return sentences about each column, and about its difference from the first."""
-    told = [(column.label, sentences(column.told, is_new=column in models)) for column in columns]
-    for (_, lines), difference in zip(told[1:], differences, strict=True):
+    found = [(column.label, sentences(column.facts, is_new=column in models)) for column in columns]
+    for (_, lines), difference in zip(found[1:], differences, strict=True):
         verdicts = {row["name"]: row["verdict"] for row in difference["rows"]}
         if sentence := comparison(verdicts, difference["first"]):
             lines.append(sentence)
-    return told
+    return found
 
 
 # The models
@@ -187,7 +187,7 @@ def _models(columns: Sequence[Column]) -> list[Column]:
     return list({column.model: column for column in reversed(columns)}.values())[::-1]
 
 
-def _called(column: Column) -> str:
+def _model_name(column: Column) -> str:
     """Return the name of a model in the title."""
     if column.model:
         return column.model

@@ -50,7 +50,7 @@ def percent(share: float) -> str:
 
 
 @dataclass(frozen=True)
-class Told:
+class Facts:
     """The data for the sentences.
 
     Attributes
@@ -79,12 +79,12 @@ class Told:
     covered: float
 
 
-def sentences(told: Told, *, is_new: bool = True) -> list[str]:
+def sentences(facts: Facts, *, is_new: bool = True) -> list[str]:
     """Say how often the network is right, and how stable and how focused its maps are.
 
     Parameters
     ----------
-    told : Told
+    facts : Facts
     is_new : bool, default=True
         Whether to say how often the network is right; False if another method has said so.
 
@@ -93,35 +93,36 @@ def sentences(told: Told, *, is_new: bool = True) -> list[str]:
     list of str
         A sentence or two on each, if it was measured, and on maps that are blank or not finite.
     """
-    means = told.result.means()
-    of = len(told.predicted)
-    found = [_rightness(told) if is_new else ""]
-    if told.n_silent < of:
-        found += [_stability(means, told.stranger), _focus(means, told.covered)]
-    if told.n_silent:
+    means = facts.result.means()
+    of = len(facts.predicted)
+    found = [_rightness(facts) if is_new else ""]
+    if facts.n_silent < of:
+        found += [_stability(means, facts.stranger), _focus(means, facts.covered)]
+    if facts.n_silent:
+        are = "is" if facts.n_silent == 1 else "are"
         found.append(
-            f"{told.n_silent} of {of} maps {'is' if told.n_silent == 1 else 'are'} blank: nothing "
-            "in the image speaks for the class, so the numbers of such maps mean nothing."
+            f"{facts.n_silent} of {of} maps {are} blank: nothing in the image speaks for the "
+            "class, so the numbers of such maps mean nothing."
         )
-    if told.n_broken:
-        are = "is" if told.n_broken == 1 else "are"
+    if facts.n_broken:
+        are = "is" if facts.n_broken == 1 else "are"
         found.append(
-            f"{told.n_broken} of {of} maps {are} not finite (NaN or infinite), so the means that "
+            f"{facts.n_broken} of {of} maps {are} not finite (NaN or infinite), so the means that "
             "include them are unknown."
         )
     return [sentence for sentence in found if sentence]
 
 
-def _rightness(told: Told) -> str:
-    if told.true is None or all(label is None for label in told.predicted):
+def _rightness(facts: Facts) -> str:
+    if facts.true is None or all(label is None for label in facts.predicted):
         return ""
-    n_images = len(told.true)
-    n_right = sum(a == b for a, b in zip(told.true, told.predicted, strict=True))
-    label, most = Counter(told.true).most_common(1)[0]
+    n_images = len(facts.true)
+    n_right = sum(a == b for a, b in zip(facts.true, facts.predicted, strict=True))
+    label, most = Counter(facts.true).most_common(1)[0]
     share = percent(n_right / n_images)
     images = "image" if n_images == 1 else "images"
     text = f"The network is right on {n_right} of {n_images} {images} ({share})"
-    if n_unanswered := sum(answer == NO_ANSWER for answer in told.predicted):
+    if n_unanswered := sum(answer == NO_ANSWER for answer in facts.predicted):
         text += f", and its output is NaN on {n_unanswered}"
     if most == n_images:
         return f"{text}; all of them are labelled {label}."
@@ -181,12 +182,12 @@ def comparison(verdicts: Mapping[str, str], first: str) -> str:
     by_word: dict[str, list[str]] = {}
     for name, word in verdicts.items():
         by_word.setdefault(word, []).append(plain_name(name))
-    told = [
+    parts = [
         f"{word} in {_listed(by_word[word])}" for word in ("better", "worse") if word in by_word
     ]
     if unsure := by_word.get("no clear difference"):
-        told.append(f"no clear difference in {_listed(unsure)}")
-    return f"Compared with {first}: {'; '.join(told)}." if told else ""
+        parts.append(f"no clear difference in {_listed(unsure)}")
+    return f"Compared with {first}: {'; '.join(parts)}." if parts else ""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -204,8 +205,8 @@ def classes_of(labels: Sequence[str]) -> str:
     """
     counts = Counter(labels).most_common()
     most = 8
-    told = ", ".join(f"{label} {count}" for label, count in counts[:most])
-    return told if len(counts) <= most else f"{told} and {len(counts) - most} more"
+    text = ", ".join(f"{label} {count}" for label, count in counts[:most])
+    return text if len(counts) <= most else f"{text} and {len(counts) - most} more"
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 import sklcam
 from sklcam.metrics import Evaluation, available
 from sklcam.reporting import names
-from sklcam.reporting.words import Told, comparison, sentences
+from sklcam.reporting.words import Facts, comparison, sentences
 
 BUILT_IN = available()  # before another test registers its own
 
@@ -131,18 +131,18 @@ def test_every_metric_has_a_plain_name():
     assert len(set(names._METRICS.values())) == len(names._METRICS)
 
 
-def told(**values):
+def facts(**values):
     n = len(next(iter(values.values())))
     numbers = Evaluation(**{name: np.array(each) for name, each in values.items()})
-    return Told(numbers, None, [None] * n, 0, 0, float("nan"), float("nan"))
+    return Facts(numbers, None, [None] * n, 0, 0, float("nan"), float("nan"))
 
 
 def test_nothing_is_said_of_what_was_not_measured():
-    assert sentences(told(sparsity=[0.5, 0.7])) == []
-    assert sentences(told(consistency=[0.5, 0.7])) == [
+    assert sentences(facts(sparsity=[0.5, 0.7])) == []
+    assert sentences(facts(consistency=[0.5, 0.7])) == [
         "Maps of an image and of its crops and flips have a similarity of 0.60 (1 means identical)."
     ]
-    assert sentences(told(consistency=[0.5, np.nan])) == []
+    assert sentences(facts(consistency=[0.5, np.nan])) == []
 
 
 def test_maps_of_different_images_are_what_consistency_is_compared_with(fitted, tmp_path):
@@ -183,6 +183,6 @@ def test_confusions_count_images_that_are_not_shown(tmp_path, readings):
 
 def test_blank_maps_alone_are_neither_stable_nor_focused():
     result = Evaluation(complexity=np.zeros(2), average_drop=np.zeros(2), consistency=np.ones(2))
-    told = Told(result, None, ["a", "a"], 2, 0, math.nan, math.nan)
-    (line,) = sentences(told)
+    blank = Facts(result, None, ["a", "a"], 2, 0, math.nan, math.nan)
+    (line,) = sentences(blank)
     assert line.startswith("2 of 2 maps are blank")
