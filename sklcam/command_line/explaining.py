@@ -55,7 +55,7 @@ def run(arguments: Namespace) -> Result:
     labels = None
     if arguments.target == "true" and Path(arguments.dir).is_dir():
         images, labels = labelled_images(root)
-    _check_out(out, root, overwrite=arguments.overwrite)
+    _check_out(out, Path(arguments.dir), overwrite=arguments.overwrite)
     explainer = explainer_of(arguments)
     found = readable(arguments, root, images)
     names = [os.path.relpath(image, root) for image in images]
@@ -66,9 +66,17 @@ def run(arguments: Namespace) -> Result:
     folder = writer.begun()
     n_before = folder.n_done
     (out / _TABLE).unlink(missing_ok=True)  # an earlier table does not fit the new files
-    writer.write(folder)
-    n_remarks = _write_table(out / _TABLE, names, found, _rows(folder))
-    _remove_whole(folder.path)
+    try:
+        writer.write(folder)
+        n_remarks = _write_table(out / _TABLE, names, found, _rows(folder))
+        _remove_whole(folder.path)
+    except FileNotFoundError as error:
+        if folder.path.exists():
+            raise
+        raise ValueError(
+            f"{folder.path} is gone: another process wrote to --out {out} at the same time, and "
+            "ended first. Its files are there. Run one command at a time for each folder."
+        ) from error
     before = f", {n_before} of them before" if n_before else ""
     remarks = f"; {n_remarks} with a remark" if n_remarks else ""
     return Result(
@@ -81,7 +89,7 @@ def run(arguments: Namespace) -> Result:
     )
 
 
-def _check_out(out: Path, root: Path, *, overwrite: bool) -> None:
+def _check_out(out: Path, source: Path, *, overwrite: bool) -> None:
     """Refuse a folder whose files would be lost, or whose overlays the next call would explain."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file. Give a folder.")
@@ -91,10 +99,10 @@ def _check_out(out: Path, root: Path, *, overwrite: bool) -> None:
             f"--out {out} already exists and is not empty. Give another folder, or --overwrite, "
             "which replaces files with the same names and keeps all others."
         )
-    if root.is_dir() and out.resolve().is_relative_to(root.resolve()):
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(
-            f"--out {out} is in {root}, so the next call would explain the overlays. Give a folder "
-            "elsewhere."
+            f"--out {out} is in {source}, so the next call would explain the overlays. Give a "
+            "folder elsewhere."
         )
 
 

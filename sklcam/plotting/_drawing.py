@@ -207,7 +207,8 @@ class PixelMapPainter(MapPainter):
         low, high = map_limits(maps)
         values = _values(maps)
         end = float(np.percentile(np.abs(np.concatenate(values)), _PERCENTILE)) if values else 0.0
-        if low > 0 or not 0 < end < high:
+        # Unscaled gradients are hardly ever 0, but begin near it. Values far from it have no 0.
+        if low > end / 2 or not 0 < end < high:
             return cls(cmap, (low, high), alpha)
         return (
             cls(cmap, (-end, end), alpha, "both")

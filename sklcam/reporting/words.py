@@ -202,10 +202,13 @@ def classes_of(labels: Sequence[str]) -> str:
     >>> from sklcam.reporting.words import classes_of
     >>> classes_of(["cat", "dog", "dog"])
     'dog 2, cat 1'
+    >>> classes_of(["cat, dog", "cat"])  # an image of both, and another
+    'cat, dog 1; cat 1'
     """
     counts = Counter(labels).most_common()
     most = 8
-    text = ", ".join(f"{label} {count}" for label, count in counts[:most])
+    between = "; " if any("," in label for label, _ in counts) else ", "
+    text = between.join(f"{label} {count}" for label, count in counts[:most])
     return text if len(counts) <= most else f"{text} and {len(counts) - most} more"
 
 

@@ -306,6 +306,24 @@ def test_one_image(run, tmp_path):
     assert (tmp_path / "o" / "overlays" / "1.png.png").is_file()
 
 
+def test_one_image_is_explained_beside_it(run, at):
+    """Its overlays are not taken for images next time, as the call names the image."""
+    code, _, error = run("explain", "--out", "pets/cat/maps", place="pets/cat/1.png")
+    shutil.rmtree(at / "pets" / "cat" / "maps", ignore_errors=True)
+    assert (code, error) == (0, "")
+    assert run("explain", "--out", "pets/maps")[0] == 1
+
+
+def test_another_process_that_ended_first_is_named(run, monkeypatch, tmp_path):
+    def gone(folder, chunk, content):
+        shutil.rmtree(folder.path)
+        raise FileNotFoundError
+
+    monkeypatch.setattr("sklcam._folders.ChunkFolder.finish", gone)
+    code, _, error = run("explain", "--out", tmp_path / "o", "--no-overlays")
+    assert code == 1 and "another process wrote to --out" in error
+
+
 def test_overwriting_replaces_what_there_was_of_an_image_and_nothing_else(run, tmp_path):
     out = tmp_path / "o"
     assert run("explain", "--out", out)[0] == 0

@@ -150,6 +150,14 @@ def test_each_method_has_its_own_percentile_and_the_scale_fits_both():
     assert ticks == ["0", "top 1 %"]
 
 
+@pytest.mark.parametrize(("low", "limits"), [(0.01, (0, 10 * (END + 0.01))), (9.0, (90, 100))])
+def test_colours_of_raw_maps_begin_at_0_if_the_values_begin_near_it(low, limits):
+    raw = 10 * (MAPS + low)
+    display = CAMDisplay.from_predictions(IMAGES, raw, pixelwise=["map"])
+    assert display.ims_[0, 1].get_clim() == pytest.approx(limits)
+    assert display.colorbar_.extend == ("max" if low < 1 else "neither")
+
+
 def test_limits_that_are_given_are_kept():
     display = CAMDisplay.from_predictions(IMAGES, MAPS, pixelwise=["map"], limits=(0, 0.8))
     assert display.ims_[0, 1].get_clim() == (0, 0.8)
