@@ -7,7 +7,9 @@ import os
 import sys
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_BETWEEN = contextlib.__file__  # its frames can lie between two of the library's
+# Frames of these can lie between two of the library's: generators, and skorch's training loop.
+_BETWEEN = contextlib.__file__
+_LOOP = os.sep + "skorch" + os.sep
 
 
 def level_of_user() -> int:
@@ -23,7 +25,9 @@ def level_of_user() -> int:
     """
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(_OURS) or frame.f_code.co_filename == _BETWEEN
+        frame.f_code.co_filename.startswith(_OURS)
+        or frame.f_code.co_filename == _BETWEEN
+        or _LOOP in frame.f_code.co_filename
     ):
         frame, level = frame.f_back, level + 1
     return level

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from sklcam._callers import level_of_user
 from sklcam.cam.base import Method
 from sklcam.cam.recorded import RecordedPass
 from sklcam.cam.targets import Target
@@ -86,5 +87,7 @@ def record_for(
         autocast=autocast,
     )
     if rule is not None and rule.idle:
-        warnings.warn(f"{methods[0]!r} {rule.idle} Try an earlier target layer.", stacklevel=2)
+        warnings.warn(
+            f"{methods[0]!r} {rule.idle} Try an earlier target layer.", stacklevel=level_of_user()
+        )
     return recorded

@@ -14,6 +14,8 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from sklcam._callers import level_of_user
+
 # Floats are scanned this many pixels at a time, which limits the memory for a memory map.
 _SCAN_PIXELS = 2**22
 
@@ -309,7 +311,7 @@ def warn_of_binary_bytes(images: np.ndarray | Tensor) -> None:
         warnings.warn(
             "X has bytes, which range from 0 to 255, but none is above 1, so its images are "
             "black. If they are masks of 0 and 1, pass X * 255.",
-            stacklevel=2,
+            stacklevel=level_of_user(),
         )
 
 

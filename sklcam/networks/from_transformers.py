@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from sklcam._callers import level_of_user
 from sklcam.networks.named import (
     AnyWeights,
     Source,
@@ -261,7 +262,7 @@ def _processor_of(where: str, config: Any, instance: str | None = None) -> Prepr
                 f"The image processor of {where} cannot be read ({reason}). Images are prepared "
                 "with ImageNet's mean and standard deviation unless mean=, std=, image_size= and "
                 "resize= say otherwise.",
-                stacklevel=2,
+                stacklevel=level_of_user(),
             )
         return _by_default(config, shown)
     return read_processor(processor, f"the image processor of {where}")

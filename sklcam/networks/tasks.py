@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from sklcam._callers import level_of_user
 from sklcam.images.label_sets import as_indicator, kind_of_labels, learn_label_sets
 from sklcam.networks.output_ranges import is_distribution
 from sklcam.networks.precision import at_least_float32
@@ -177,7 +178,7 @@ def _task_of(evidence: Evidence, n_outputs: int) -> Task:
                 "y is a table of 0 and 1 in which every image has exactly one label, and each is "
                 "read by a sigmoid of its own. If they are classes that exclude each other, give "
                 'one label per image, y.argmax(axis=1); or set task="multilabel".',
-                stacklevel=2,
+                stacklevel=level_of_user(),
             )
         return "multilabel"
     if n_outputs > 1 and kind == "labels" and evidence.is_sigmoid:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from sklcam._callers import level_of_user
 from sklcam._validation import describe, suggestion
 from sklcam.images.views import ViewSampler
 from sklcam.networks.dry_run import unwrap
@@ -77,7 +78,7 @@ def warn_of_masks(validation: Validation) -> None:
             "validation: masks and boxes are not used, as no term computed in validation needs "
             'them. mask_loss="energy" does, with gamma > 0; terms on gradients at the pixels are '
             "computed only in training.",
-            stacklevel=2,
+            stacklevel=level_of_user(),
         )
 
 
@@ -290,7 +291,7 @@ def check_losses(history: History, lr: float) -> None:
             f"{lost[0] + 1} of {len(epochs[-1])}. Weights that have become NaN do not recover. "
             f"Make lr smaller; it is {lr}. Or check the criterion: NLLLoss takes probabilities.",
             ConvergenceWarning,
-            stacklevel=2,
+            stacklevel=level_of_user(),
         )
 
 

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
+from sklcam._callers import level_of_user
 from sklcam.networks.dry_run import evaluating, left_as_found
 from sklcam.training._loading import LoadingNet
 
@@ -350,6 +351,7 @@ class RecalibratingNet(LoadingNet):
         if self._watch.has_warned:
             return
         self._watch.has_warned = True
+        n_steps = self._watch.n_steps
         done = (
             f"They were re-estimated on {self.recalibrated_} images at the end, so the network "
             "now predicts as it should"
@@ -360,10 +362,10 @@ class RecalibratingNet(LoadingNet):
         if self._watch.is_validated:
             done += "; validation before that used the lagging ones"
         warnings.warn(
-            f"After {self._watch.n_steps} steps, {lag} {done}. With more steps, or a larger "
-            "momentum of these layers (torch's default is 0.1), they keep up.",
+            f"After {n_steps} step{'s' * (n_steps != 1)}, {lag} {done}. With more steps, or a "
+            "larger momentum of these layers (torch's default is 0.1), they keep up.",
             LaggingStatisticsWarning,
-            stacklevel=2,
+            stacklevel=level_of_user(),
         )
 
     def _lag(self, n_images: int) -> Lag:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from sklcam._callers import level_of_user
 from sklcam.images.views import ViewSampler
 from sklcam.networks.precision import PRECISIONS
 from sklcam.training import _criteria as criteria
@@ -136,7 +137,7 @@ class SteppingNet(ImageNeuralNet):
                 f"every={self.every} made terms part of the first step only, as there were "
                 f"{n_steps} in all. Set a smaller one.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=level_of_user(),
             )
 
     # The history

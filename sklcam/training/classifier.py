@@ -21,6 +21,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skorch.callbacks import LRScheduler
 from torch import Tensor
 
+from sklcam._callers import level_of_user
 from sklcam.cam import GradientMethod
 from sklcam.images.dataset import n_images
 from sklcam.images.labels import given_labels
@@ -540,7 +541,7 @@ class ConsistentCAMClassifier(AnsweringNet):
                 warnings.warn(
                     f"masks and boxes are not used: with gamma={self.gamma!r}, no term of the loss "
                     "uses them.",
-                    stacklevel=2,
+                    stacklevel=level_of_user(),
                 )
             annotations = replace(annotations, masks=None, boxes=None)  # nothing would use them
         found = super()._check_training_data(X, y, annotations, known=known, classes=classes)
@@ -549,7 +550,7 @@ class ConsistentCAMClassifier(AnsweringNet):
             warnings.warn(
                 f"None of the {len(found[0])} images has a mask or a box, so nothing is learned "
                 f"from {', '.join(needing)}.",
-                stacklevel=2,
+                stacklevel=level_of_user(),
             )
         if self.alpha:
             n_together = (

@@ -30,6 +30,7 @@ from sklearn.utils._param_validation import (
 from skorch.dataset import unpack_data
 from torch import Tensor, nn
 
+from sklcam._callers import level_of_user
 from sklcam.images.dataset import n_images
 from sklcam.images.labels import given_labels, known_labels, label_names, names_of_classes
 from sklcam.images.views import ViewSampler
@@ -452,7 +453,7 @@ class ImageNeuralNet(LoggingNet):
         except ValueError as error:
             if self._trains_on_maps():
                 raise
-            warnings.warn(str(error), stacklevel=2)
+            warnings.warn(str(error), stacklevel=level_of_user())
 
     def _module_options(self) -> dict[str, Any]:
         return self.get_params_for("module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -237,3 +238,18 @@ def test_warnings_point_to_the_line_that_called_the_library():
             warnings.simplefilter("always")
             call()
         assert warned and {each.filename for each in warned} == {__file__}
+
+
+def test_warnings_of_training_point_to_the_call_of_fit():
+    """Those from within skorch's loop as well, here that the loss is infinite."""
+    options = {"image_size": 16, "alpha": 0, "beta": 0, "max_epochs": 2, "train_split": None}
+    net = ConsistentCAMClassifier(SmallNet, lr=1e30, device="cpu", verbose=0, **options)
+    images = np.zeros((6, 16, 16), np.uint8)
+    images[::2] = 1
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        net.fit(images, [0, 1] * 3, masks=images.astype(bool))
+    said = "masks and boxes are not used|X has bytes|The loss is "
+    of_fit = [each for each in warned if re.match(said, str(each.message))]
+    assert len({str(each.message)[:6] for each in of_fit}) == 3
+    assert {each.filename for each in of_fit} == {__file__}
