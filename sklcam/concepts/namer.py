@@ -152,7 +152,7 @@ class ChannelNamer(BaseEstimator):
         self._check_layer(found)
         question = found.as_target(target, len(opened))
         labels, kept, check = class_names(found), [], ExplanationCheck()
-        said: list[str] = []
+        explained: list[str] = []
         for batch in found.iter_channels(opened, question, method="gradcam"):
             assert batch.weights is not None
             heavy = batch.weights
@@ -164,13 +164,13 @@ class ChannelNamer(BaseEstimator):
             weights = torch.stack([heavy.gather(1, end) for end in ends])
             kept.append((ends.cpu().numpy(), weights.float().cpu().numpy()))
             if batch.target.indices is not None and labels:
-                said += [labels[i] for i in batch.target.indices[:, 0].tolist()]
+                explained += [labels[i] for i in batch.target.indices[:, 0].tolist()]
         check.warn()
         channels, weights_of = (np.concatenate(each, axis=1) for each in zip(*kept, strict=True))
         names = self.names_[channels]
         names[0][~(weights_of[0] > 0)] = None
         names[1][~(weights_of[1] < 0)] = None
-        return Reasons(said or None, *channels, *weights_of, *names)
+        return Reasons(explained or None, *channels, *weights_of, *names)
 
     def crops(self, explainer: AnyEstimator, X: Any, channel: int, k: int = 5) -> Bunch:
         """Cut out the places where a channel fires the most.

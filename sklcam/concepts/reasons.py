@@ -81,11 +81,11 @@ def _totals(names: np.ndarray, weights: np.ndarray) -> dict[Any, float]:
     return dict(sorted(totals.items(), key=lambda pair: -abs(pair[1])))
 
 
-def _line(row: int, said: Bunch) -> str:
-    label = "" if said.label is None else f", {said.label}"
+def _line(row: int, reason: Bunch) -> str:
+    label = "" if reason.label is None else f", {reason.label}"
     parts = [
         f"{word} {', '.join(f'{name} ({weight:.2g})' for name, weight in totals.items())}"
-        for word, totals in (("for", said.positive), ("against", said.negative))
+        for word, totals in (("for", reason.positive), ("against", reason.negative))
         if totals
     ]
     return f"{row}{label}: {'; '.join(parts) or 'no channel with a name'}"

@@ -343,8 +343,14 @@ def dependencies(explainer: Explainer, opened: OpenedImages, target: Any) -> dic
     settings = {name: getattr(explainer, name, None) for name in _SETTINGS}
     preparation: Any = None
     if not opened.is_network_input:
-        said = adapter.preprocessing(opened.n_channels)
-        preparation = (said.image_size, said.resizing, said.mean, said.std, said.channel_order)
+        prepared = adapter.preprocessing(opened.n_channels)
+        preparation = (
+            prepared.image_size,
+            prepared.resizing,
+            prepared.mean,
+            prepared.std,
+            prepared.channel_order,
+        )
     named = [(layer.name, layer.run) for layer in explainer.target_layers]
     names = (explainer.classes_, explainer.output_names, explainer.class_names_)
     return {

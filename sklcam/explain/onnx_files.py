@@ -291,13 +291,16 @@ class _Deployed(nn.Module):
 
     def __init__(self, sample: _Sample, weights: Tensor | None):
         super().__init__()
-        said, explainer = sample.preprocessing, sample.explainer
+        preprocessing, explainer = sample.preprocessing, sample.explainer
         self.adapter = sample.adapter
         self.network = unwrap(self.adapter.network)
         self.output_name = getattr(explainer, "output_name", None)
-        self.is_bgr = said.channel_order == "bgr"
+        self.is_bgr = preprocessing.channel_order == "bgr"
         # A buffer called "mean" clashes with the name of an operator's value in torch 2.6.
-        for name, statistic in {"image_mean": said.mean, "image_std": said.std}.items():
+        for name, statistic in {
+            "image_mean": preprocessing.mean,
+            "image_std": preprocessing.std,
+        }.items():
             values = sample.images.new_tensor(statistic)
             self.register_buffer(name, values.reshape(-1, 1, 1))
         self.register_buffer("class_weights", weights)
@@ -347,8 +350,8 @@ def _to_onnx(network: _Deployed, images: Tensor, names: list[str]) -> Any:
         found = installed_versions(["torch", "onnxscript"])
         versions = " and ".join(f"{name} {version}" for name, version in found.items())
         raise ValueError(
-            f"{kind} cannot be exported. torch.onnx.export says: {_said(error)} It needs a version "
-            f"of onnxscript about as old as torch's; installed are {versions}."
+            f"{kind} cannot be exported. torch.onnx.export says: {_cause(error)} It needs a "
+            f"version of onnxscript about as old as torch's; installed are {versions}."
         ) from error
     _tidy(model.graph)
     return model
@@ -370,14 +373,14 @@ def _followed(network: nn.Module, images: Tensor) -> torch.export.ExportedProgra
             errors.append(error)
     raise ValueError(
         f"{type(network.network).__name__} cannot be exported. torch.export says: "
-        f"{_said(errors[0])} A file does the same for all images, so forward must not branch on "
+        f"{_cause(errors[0])} A file does the same for all images, so forward must not branch on "
         "the values of tensors or turn them into Python numbers or arrays (.item(), .numpy()). "
         "Choose between values with torch.where, and take the number of images from "
         "images.shape[0]."
     ) from errors[0]
 
 
-def _said(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     """Return the beginning of the original error's message."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -399,13 +402,13 @@ def _serialized(model: Any) -> bytes:
     try:
         data: bytes = model.SerializeToString()
     except Exception as error:  # versions of protobuf raise errors of several kinds
-        raise _too_large(f"The network does not fit into one file ({_said(error)})") from error
+        raise _too_large(f"The network does not fit into one file ({_cause(error)})") from error
     return data
 
 
 def _facts(sample: _Sample, reason: str) -> dict[str, Any]:
     """Return the metadata for programs that use the file."""
-    explainer, said = sample.explainer, sample.preprocessing
+    explainer, preprocessing = sample.explainer, sample.preprocessing
     classes, names = explainer.output_names, explainer.class_names_
     n_channels = sample.images.shape[1]
     method = {"name": type(sample.method).__name__, **sample.method.get_params(deep=False)}
@@ -413,16 +416,16 @@ def _facts(sample: _Sample, reason: str) -> dict[str, Any]:
         "task": sample.adapter.task,
         "classes": None if classes is None else classes.tolist(),
         "class_names": None if names is None else names.tolist(),
-        "image_size": said.image_size,
-        "resize": asdict(said.resizing),
+        "image_size": preprocessing.image_size,
+        "resize": asdict(preprocessing.resizing),
         "value_range": [0, 1],
         "channel_order": "rgb" if n_channels == 3 else None,
         "normalized_in_the_file": {
-            "mean": np.broadcast_to(said.mean, n_channels).tolist(),
-            "std": np.broadcast_to(said.std, n_channels).tolist(),
-            "channel_order": said.channel_order,
+            "mean": np.broadcast_to(preprocessing.mean, n_channels).tolist(),
+            "std": np.broadcast_to(preprocessing.std, n_channels).tolist(),
+            "channel_order": preprocessing.channel_order,
         },
-        "preparation_by": said.source,
+        "preparation_by": preprocessing.source,
         "target_layers": [layer.name for layer in explainer.target_layers],
         "maps": method if not reason else None,
         "no_maps_because": reason or None,
@@ -470,7 +473,7 @@ def _check_answers(data: bytes, sample: _Sample, names: list[str], onnxruntime: 
         found = [session.run(names, {"images": each}) for each in (images, images[:1])]
     except Exception as error:  # onnxruntime's errors share no base class
         raise ValueError(
-            f"{kind} cannot be exported. onnxruntime does not accept the file: {_said(error)}"
+            f"{kind} cannot be exported. onnxruntime does not accept the file: {_cause(error)}"
         ) from error
     for several, one, (name, (part, expected)) in zip(
         *found, sample.answers(names).items(), strict=True

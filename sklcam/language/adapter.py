@@ -35,8 +35,8 @@ class LanguageAdapter(ModuleAdapter):
     def __init__(self, speech: Speech, preparation: Preparation):
         super().__init__(speech.network, preparation)
         self.speech = speech
-        self._said = speech.preprocessing()
-        self._is_said = self._said is not None
+        self._preprocessing = speech.preprocessing()
+        self._is_known = self._preprocessing is not None
         if speech.answers is not None:
             self.labels = np.asarray(speech.answers)
 
@@ -54,7 +54,7 @@ class LanguageAdapter(ModuleAdapter):
             return super().forward(inputs)
 
     def look_at_inputs(self, sample: Inputs) -> None:
-        if not self._is_said:  # by the processor
+        if not self._is_known:  # by the processor
             super().look_at_inputs(sample)
 
     def settle(self, evidence: Evidence) -> None:

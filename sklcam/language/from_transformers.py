@@ -248,11 +248,11 @@ class EncoderDecoder(TransformersSpeech):
     def columns(self, image: Tensor, **others: Tensor) -> Tensor:
         tokens, words = others["tokens"], others["words"]
         before = shifted(tokens, self._start)
-        said = self.habits.get("opening", [])
-        opening = before.new_tensor(said).expand(len(before), -1)
+        tokens_before = self.habits.get("opening", [])
+        opening = before.new_tensor(tokens_before).expand(len(before), -1)
         before = torch.cat([before[:, :1], opening, before[:, 1:]], dim=1)
         logits = self._forward(pixel_values=image, decoder_input_ids=before).logits
-        logits = logits[:, len(said) :]
+        logits = logits[:, len(tokens_before) :]
         return scores_of_tokens(logits, tokens, words)
 
     def write(self, images: Tensor, questions: list[str] | None = None) -> list[str]:

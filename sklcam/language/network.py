@@ -86,10 +86,10 @@ class LanguageNetwork(nn.Module):
             places.setdefault(word, places.get(bare(word), -1))
             if places[word] < 0:
                 near = get_close_matches(word, self.vocabulary, n=3)
-                said = f"; similar words are {', '.join(map(repr, near))}" if near else ""
+                hint = f"; similar words are {', '.join(map(repr, near))}" if near else ""
                 raise ValueError(
                     f"{word!r} is not in the vocabulary of {type(self).__name__}, which has "
-                    f"{len(self.vocabulary)} words{said}. Texts are split at whitespace; write "
+                    f"{len(self.vocabulary)} words{hint}. Texts are split at whitespace; write "
                     "tokens(words) to split them in another way."
                 )
         return [[places[word]] for word in words]

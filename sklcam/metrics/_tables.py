@@ -153,10 +153,10 @@ def _meaning(name: str) -> str:
 
 
 def _row(name: str, cells: Sequence[str], *, title: str = "", bold: bool = False) -> str:
-    said = f' title="{escape(title)}"' if title else ""
+    hint = f' title="{escape(title)}"' if title else ""
     weight = "; font-weight:bold" if bold else ""
     inner = "".join(f'<td style="{_STYLE}{weight}">{escape(cell)}</td>' for cell in cells)
-    return f'<tr><th scope="row" style="{_LEFT}{weight}"{said}>{escape(str(name))}</th>{inner}</tr>'
+    return f'<tr><th scope="row" style="{_LEFT}{weight}"{hint}>{escape(str(name))}</th>{inner}</tr>'
 
 
 def _table(

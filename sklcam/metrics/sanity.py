@@ -168,11 +168,11 @@ class SanityCheck:
         found = {}
         for name, values in self.randomized[likeness].items():
             others = self.other_images[likeness][name]
-            said = _judged(values.mean(axis=1), others, "the weights", level)
+            judgement = _judged(values.mean(axis=1), others, "the weights", level)
             if name in of_classes:
                 of_class = _judged(of_classes[name], others, "the class", level)
-                said += f"; {of_class}" if of_class != said else ""
-            found[name] = said
+                judgement += f"; {of_class}" if of_class != judgement else ""
+            found[name] = judgement
         return found
 
     def _check(self, likeness: object) -> None:
@@ -188,12 +188,12 @@ class SanityCheck:
         }
         width = max(map(len, self.methods))
         lines = [" " * width + "".join(f"  {column}" for column in columns)]
-        for name, said in self.verdict().items():
+        for name, judgement in self.verdict().items():
             cells = [
                 f"  {_mean(values[name]) if name in values else '':>{len(column)}}"
                 for column, values in columns.items()
             ]
-            lines.append(f"{name:{width}}{''.join(cells)}  {said}")
+            lines.append(f"{name:{width}}{''.join(cells)}  {judgement}")
         lines += [
             f"{name}: {n} of {self.randomized[likeness][name].size} maps are constant with random "
             "weights; each counts as 0"

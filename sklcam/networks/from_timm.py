@@ -26,7 +26,7 @@ from sklcam.networks.preprocessing import Origin, Preprocessing
 from sklcam.networks.weights import read_state, renamed_entries
 
 # Options that build_model has parameters of its own for.
-_SAID_OTHERWISE = {
+_RENAMED = {
     **{"num_classes": "n_classes", "in_chans": "in_channels", "img_size": "image_size"},
     **dict.fromkeys(("pretrained", "checkpoint_path", "cache_dir"), "weights"),
     **dict.fromkeys(("pretrained_cfg", "pretrained_cfg_overlay"), "weights"),
@@ -84,8 +84,8 @@ class TimmSource(Source):
         weights: AnyWeights,
         options: dict[str, Any],
     ) -> nn.Module:
-        for name in options.keys() & _SAID_OTHERWISE.keys():
-            raise ValueError(f"{name} is not an option here. Use {_SAID_OTHERWISE[name]}= instead.")
+        for name in options.keys() & _RENAMED.keys():
+            raise ValueError(f"{name} is not an option here. Use {_RENAMED[name]}= instead.")
         kind, where = self._chosen(weights)
         architecture, cfg, args = self._described(kind, where)
         given = {**args, **options, "in_chans": in_channels}
@@ -117,7 +117,7 @@ class TimmSource(Source):
             **{"name": f"timm/{where if kind == 'timm' else architecture}"},
             **{"n_classes": given["num_classes"], "in_channels": in_channels},
             **{"image_size": image_size or own_size},
-            **{key: value for key, value in args.items() if key not in _SAID_OTHERWISE},
+            **{key: value for key, value in args.items() if key not in _RENAMED},
             **options,
         }
         return model

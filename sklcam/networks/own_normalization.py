@@ -111,13 +111,13 @@ def _is_of_images(mean: Tensor, std: Tensor) -> bool:
 
 
 def with_own_normalization(
-    said: Preprocessing, forward: Callable[[Tensor], object], like: Tensor
+    default: Preprocessing, forward: Callable[[Tensor], object], like: Tensor
 ) -> Preprocessing:
     """Return how images are prepared for a network that may normalise them itself.
 
     Parameters
     ----------
-    said : Preprocessing
+    default : Preprocessing
         The default preparation.
     forward : callable
         Runs the network on images, in evaluation mode. The pass stops at the first layer.
@@ -142,31 +142,31 @@ def with_own_normalization(
     >>> from sklcam.networks import Preprocessing
     >>> from sklcam.networks.own_normalization import with_own_normalization
     >>> conv = nn.Conv2d(3, 4, 3)
-    >>> said = with_own_normalization(
+    >>> prepared = with_own_normalization(
     ...     Preprocessing(), lambda x: conv((x - 0.5) / 0.25), torch.zeros(1, 3, 8, 8)
     ... )
-    >>> said.mean, said.std, said.source
+    >>> prepared.mean, prepared.std, prepared.source
     (0.0, 1.0, 'the network, which normalises images in [0, 1] itself: mean 0.5, std 0.25')
     """
     measured = _measure(forward, like)
     if measured is None:
-        return said
+        return default
     mean, std = measured
     if _are_about(mean, 0.0, 1e-3) and _are_about(std, 1.0, 1e-3):
-        return said  # the network does not change the images
+        return default  # the network does not change the images
     shown = f"mean {_listed(mean)}, std {_listed(std)}"
     if _is_of_images(mean, std):
         source = f"the network, which normalises images in [0, 1] itself: {shown}"
-        return replace(said, mean=0.0, std=1.0, source=source)
+        return replace(default, mean=0.0, std=1.0, source=source)
     is_larger = bool(((mean.abs() > _NOT_OF_UNIT) | (std > _NOT_OF_UNIT)).all())
     unit = mean / 255, std / 255
     if is_larger and (
         (_are_about(unit[0], 0, 1e-3) and _are_about(unit[1], 1, 1e-3)) or (_is_of_images(*unit))
     ):
         source = f"the network, which normalises images from 0 to 255 itself: {shown}"
-        return replace(said, mean=0.0, std=1 / 255, source=source)
+        return replace(default, mean=0.0, std=1 / 255, source=source)
     if _is_of_normalized(mean, std, like.shape[1]):
-        return said
+        return default
     warnings.warn(
         f"The network computes (image - mean) / std before its first layer, with {shown}, which "
         "are not the statistics of images. It takes images in a range other than [0, 1], so the "
@@ -174,7 +174,7 @@ def with_own_normalization(
         "mean=0, std=1 leaves images in [0, 1].",
         stacklevel=3,
     )
-    return said
+    return default
 
 
 def _is_of_normalized(mean: Tensor, std: Tensor, n_channels: int) -> bool:

@@ -75,14 +75,14 @@ def misplacement(
             sizes = sums[0].sum(dim=1)
             is_silent = sizes <= _SILENT * sizes.max()
             if i and bool(is_silent.any()) and not bool(is_silent.all()):
-                return _said_of_silent(is_silent, _strips(_size(images), _size(changes)), images)
-        seen = _said_of_wrong(ratios < 1)
+                return _about_silent(is_silent, _strips(_size(images), _size(changes)), images)
+        seen = _about_wrong(ratios < 1)
         if seen is None:
             break
     return seen
 
 
-def _said_of_silent(is_silent: Tensor, strips: list[Part], images: Tensor) -> str:
+def _about_silent(is_silent: Tensor, strips: list[Part], images: Tensor) -> str:
     found = []
     for i in is_silent.nonzero().flatten().tolist():
         axis, what = _axis_of(i, len(strips) // 2), ("columns", "rows", "slices")[i // 2]
@@ -91,7 +91,7 @@ def _said_of_silent(is_silent: Tensor, strips: list[Part], images: Tensor) -> st
     return f"is a grid of a part of the images: {' and '.join(found)} change nothing in it"
 
 
-def _said_of_wrong(is_wrong: Tensor) -> str | None:
+def _about_wrong(is_wrong: Tensor) -> str | None:
     sides = [
         f"changes at the {_SIDES[i]} of the images show most at its {_SIDES[i ^ 1]}"
         for i in is_wrong.nonzero().flatten().tolist()

@@ -84,13 +84,13 @@ class Evidence:
         return self.output.shape[1] if self.output.ndim == 2 else None
 
 
-def settle(evidence: Evidence, said: Task | None) -> Readout:
+def settle(evidence: Evidence, named: Task | None) -> Readout:
     """Decide how a network's outputs are read.
 
     Parameters
     ----------
     evidence : Evidence
-    said : str or None
+    named : str or None
         The task that the network itself names.
 
     Returns
@@ -117,7 +117,7 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
             'task="detection" is for the detectors of torchvision.models.detection and networks '
             "that derive from them. Explain any other network with a callable target."
         )
-    if "segmentation" in (evidence.task, said if evidence.task == "auto" else None):
+    if "segmentation" in (evidence.task, named if evidence.task == "auto" else None):
         return _of_pixels(evidence)
     if n_outputs is None or n_outputs == 0:
         if evidence.task != "auto":
@@ -127,7 +127,7 @@ def settle(evidence: Evidence, said: Task | None) -> Readout:
                 "with a callable target."
             )
         return Unread()
-    task = said if evidence.task == "auto" else evidence.task
+    task = named if evidence.task == "auto" else evidence.task
     if task is None:
         task = _task_of(evidence, n_outputs)
     if task == "binary" and n_outputs > 1:
@@ -248,7 +248,7 @@ def _is_probability(evidence: Evidence, task: Task) -> bool:
     return evidence.is_sigmoid or is_distribution(evidence.output)
 
 
-def check_said(evidence: Evidence, task: Task | None) -> None:
+def check_agrees(evidence: Evidence, task: Task | None) -> None:
     """Raise a ValueError if a user contradicts a model that knows its task."""
     if evidence.task not in ("auto", task):
         raise ValueError(

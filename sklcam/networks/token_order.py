@@ -56,9 +56,9 @@ def are_in_order(
         earlier = fits.diagonal(layer.n_prefix - 1)[: len(own)]
         if bool(((earlier - own).cumsum(dim=0) > 0).any()):
             return False
-    said = _numbers(ones[layer.n_prefix :] > 0.5, layer.grid)
+    decoded = _numbers(ones[layer.n_prefix :] > 0.5, layer.grid)
     numbers = _numbers(codes > 0.5, layer.grid)
-    is_near = ((said - numbers).abs() <= 1).all(dim=1)
+    is_near = ((decoded - numbers).abs() <= 1).all(dim=1)
     return bool(is_near.float().mean() >= _LEAST_SHARE)
 
 

@@ -185,12 +185,12 @@ def _check_config(value: Any, depth: int) -> None:
 
 def write_origin(origin: Origin) -> dict[str, Any] | None:
     """Return what is known about a network as plain values, or None if nothing is known."""
-    said = origin.preprocessing
-    if isinstance(said.mean, str) and origin == Origin():
+    preprocessing = origin.preprocessing
+    if isinstance(preprocessing.mean, str) and origin == Origin():
         return None
-    plain = {name: getattr(said, name) for name in said.__dataclass_fields__}
+    plain = {name: getattr(preprocessing, name) for name in preprocessing.__dataclass_fields__}
     return {
-        "preprocessing": {**plain, "resizing": asdict(said.resizing)},
+        "preprocessing": {**plain, "resizing": asdict(preprocessing.resizing)},
         "class_names": None if origin.class_names is None else [*origin.class_names],
     }
 
@@ -202,21 +202,21 @@ def read_origin(value: Any) -> Origin:
     plain, names = entries(value, "preprocessing", "class_names")
     try:
         resizing = Resizing(**expect(plain, dict, "preprocessing").pop("resizing"))
-        said = Preprocessing(**plain, resizing=resizing)
-        n_pixels = math.prod(said.image_size)
-        said.of_channels(1)
+        preprocessing = Preprocessing(**plain, resizing=resizing)
+        n_pixels = math.prod(preprocessing.image_size)
+        preprocessing.of_channels(1)
     except (TypeError, ValueError, KeyError) as error:
         raise PersistenceError(
             f"it does not say clearly how images are prepared: {error}"
         ) from error
-    if n_pixels > LARGEST_INPUT or not isinstance(said.source, str):
+    if n_pixels > LARGEST_INPUT or not isinstance(preprocessing.source, str):
         raise PersistenceError("it does not say clearly how images are prepared")
     if names is None:
-        return Origin(said)
+        return Origin(preprocessing)
     expect(names, list, "names of classes")
     if len(names) > _MOST_NAMES or not all(isinstance(name, str) for name in names):
         raise PersistenceError("the names of classes are not names")
-    return Origin(said, tuple(names))
+    return Origin(preprocessing, tuple(names))
 
 
 # Checks

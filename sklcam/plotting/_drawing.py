@@ -143,11 +143,11 @@ class MapPainter:
         place.set(xticks=[], yticks=[])
         norm, cmap = self._colors()
         drawn = place.imshow(map_, cmap=cmap, norm=norm, extent=_extent(pixels))
-        if said := remark(map_):
+        if text := remark(map_):
             style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white"}
             style |= {"bbox": {"facecolor": "black", "alpha": 0.6, "linewidth": 0}}
             style |= {"fontsize": _SMALL, "transform": place.transAxes}
-            place.text(0.5, 0.5, wrapped(said, 12), **style)
+            place.text(0.5, 0.5, wrapped(text, 12), **style)
         return drawn
 
     def draw_as(self, kind: str, place: Axes, map_: np.ndarray, pixels: np.ndarray) -> AxesImage:

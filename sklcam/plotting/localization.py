@@ -263,11 +263,11 @@ class LocalizationDisplay(Display):
             self.ims_[i] = painter.draw_over(place, shares[i], image)
             for box in self.boxes[i]:
                 draw.box(place, box, draw.RIGHT)
-            said = "no box"
+            caption = "no box"
             if self.found[i].any() and np.isfinite(self.found[i]).all():
                 draw.box(place, self.found[i], draw.WRONG)
-                said = f"IoU {self.iou[i]:.2f}"
-            draw.title(place, "" if self.labels is None else self.labels[i], said)
+                caption = f"IoU {self.iou[i]:.2f}"
+            draw.title(place, "" if self.labels is None else self.labels[i], caption)
         keys = [draw.key(linewidth=2, **look) for look in (draw.RIGHT, draw.WRONG)]
         where: dict[str, Any] = {"loc": "outside lower center", "ncols": 2}
         if ax is not None:  # of a figure that others draw on, too

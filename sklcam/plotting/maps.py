@@ -296,7 +296,7 @@ class CAMDisplay(Display):
                     column == 1 or columns[column - 2][0] != name
                 ):  # of two of a kind, over the first
                     note = "" if main.note else painter.note
-                    draw.title(place, *self._said(name, i, note))
+                    draw.title(place, *self._captions(name, i, note))
         self.colorbar_ = main.scale(axes[0, -1]) if colorbar else None
         return self
 
@@ -312,7 +312,7 @@ class CAMDisplay(Display):
             for name, maps in self.maps.items()
         }
 
-    def _said(self, name: str, i: int, note: str) -> tuple[str, ...]:
+    def _captions(self, name: str, i: int, note: str) -> tuple[str, ...]:
         """Return what is over a map: the column's name, in the first row, and the map's own."""
         head = (name, note) if i == 0 else ()
         return (*head, "" if self.map_titles is None else self.map_titles[name][i])
@@ -522,10 +522,10 @@ class MapGridDisplay(Display):
         for i, (parameter, row) in enumerate(rows.items()):
             for column, (value, map_) in enumerate(row.items(), 1):
                 self.ims_[i, column] = painter.draw_over(axes[i, column], map_, self.image)
-                said = ""
+                caption = ""
                 if self.scores is not None:
-                    said = f"{self.score_name} {self.scores[parameter][value]:.2f}"
-                draw.title(axes[i, column], f"{parameter} = {draw.shortened(value)}", said)
+                    caption = f"{self.score_name} {self.scores[parameter][value]:.2f}"
+                draw.title(axes[i, column], f"{parameter} = {draw.shortened(value)}", caption)
         # Beside the longest row, where there is a map.
         self.colorbar_ = painter.scale(axes[np.argmax(n_values), -1]) if colorbar else None
         return self

@@ -63,7 +63,7 @@ def check_fit_params(fit_params: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def said_of(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Let ValueErrors in the block say which of several arguments they are about."""
     try:
         yield

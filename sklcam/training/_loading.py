@@ -129,8 +129,8 @@ class LoadingNet(SeededNet):
         return self._preprocessing(images.shape[1]).normalize(images)
 
     def _preprocessing(self, n_channels: int) -> Preprocessing:
-        said = vars(self).get("origin_", Origin()).preprocessing.of_channels(n_channels)
-        return said.with_given(
+        preprocessing = vars(self).get("origin_", Origin()).preprocessing.of_channels(n_channels)
+        return preprocessing.with_given(
             image_size=self.image_size,
             resize=self.resize,
             mean=self.mean,

@@ -375,7 +375,7 @@ class ImageNeuralNet(LoggingNet):
             if not self._validates_masks():
                 checks.warn_of_masks(given)
                 given = Validation(given.X, given.y)
-            with checks.said_of("validation"):
+            with checks.naming("validation"):
                 data.validation = self._prepare_validation(*given)
         # Splits use the labels as given; several labels per image may have any form.
         return data, labels if labels.ndim > 1 else y
@@ -413,8 +413,8 @@ class ImageNeuralNet(LoggingNet):
         if self.origin_.is_known or not (isinstance(self.mean, str) or isinstance(self.std, str)):
             return
         with left_as_found(module):
-            said = with_own_normalization(self.origin_.preprocessing, module, sample)
-        self.origin_ = replace(self.origin_, preprocessing=said)
+            preprocessing = with_own_normalization(self.origin_.preprocessing, module, sample)
+        self.origin_ = replace(self.origin_, preprocessing=preprocessing)
 
     def _check_output(self, module: nn.Module, sample: Tensor) -> None:
         check_output(module, sample, self.n_outputs, name=self._outputs_are)
@@ -473,9 +473,11 @@ class ImageNeuralNet(LoggingNet):
         module, self.recipe_ = construct(self.module, **sizes, **options), None
         if not self.origin_.is_known:  # images are opened by now, but not normalised
             found = origin_of(module).preprocessing
-            said = replace(self.origin_.preprocessing, mean=found.mean, std=found.std)
-            said = replace(said, channel_order=found.channel_order, source=found.source)
-            self.origin_ = replace(self.origin_, preprocessing=said)
+            preprocessing = replace(self.origin_.preprocessing, mean=found.mean, std=found.std)
+            preprocessing = replace(
+                preprocessing, channel_order=found.channel_order, source=found.source
+            )
+            self.origin_ = replace(self.origin_, preprocessing=preprocessing)
         if self.weights is None:
             return module
         if not Path(self.weights).is_file():
