@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import clone
 from torch import Tensor
 
-from sklcam._validation import describe
+from sklcam._validation import describe, suggestion
 from sklcam.cam import GradCAM, Method, get_method
 from sklcam.cam.targets import Target
 from sklcam.explain.base import Explainer
@@ -197,7 +197,10 @@ def check_metric_params(params: Params | None, metrics: Mapping[str, Metric] | N
     known = {name: get_metric(name) for name in available()} | dict(metrics or {})
     unknown = sorted(set(params or {}) - known.keys())
     if unknown:
-        raise ValueError(f"metric_params has options for unknown metrics: {unknown}.")
+        raise ValueError(
+            f"metric_params has options for unknown metrics: {unknown}. "
+            f"{suggestion(unknown[0], known)}"
+        )
     for name, options in (params or {}).items():
         if not isinstance(options, Mapping):
             raise ValueError(

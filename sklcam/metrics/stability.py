@@ -146,8 +146,9 @@ def _check_neighbours(maps: Tensor, neighbour_maps: Tensor, spatial_dims: int) -
     check_maps(spatial_dims, maps=maps)
     is_alike = isinstance(neighbour_maps, Tensor) and neighbour_maps.shape[1:] == maps.shape
     if not is_alike or not len(neighbour_maps) or neighbour_maps.device != maps.device:
+        shape = ", ".join(map(str, maps.shape))
         raise ValueError(
-            f"neighbour_maps must be a Tensor of shape (n_samples, *{tuple(maps.shape)}) on "
+            f"neighbour_maps must be a Tensor of shape (n_samples, {shape}) on "
             f"{maps.device}; got {describe(neighbour_maps)}."
         )
 

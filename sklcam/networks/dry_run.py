@@ -245,10 +245,10 @@ def run_dry(model: nn.Module, sample: Tensor) -> Any:
         raise
     except (RuntimeError, AssertionError) as error:
         channels, size = sample.shape[1], " x ".join(map(str, sample.shape[2:]))
-        reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")
         raise ValueError(
             f"{type(model).__name__} fails on images of {size} pixels and {channels} channel(s): "
-            f"{reason} Try another image_size, or use a network that takes {channels} input "
+            f"{reason}. Try another image_size, or use a network that takes {channels} input "
             "channel(s)."
         ) from error
 

@@ -203,7 +203,8 @@ def _check_look(name: str, value: Any, kinds: Sequence[str]) -> None:
     elif name == "cmap":
         ScalarMappable(cmap=value)  # matplotlib's error names the closest
     elif name == "alpha" and isinstance(value, str):
-        check_option(name, value, ("map",))
+        if value != "map":
+            raise ValueError(f'alpha must be "map" or a number from 0 to 1; got {value!r}.')
     elif name == "alpha":
         check_number(name, value, 0, 1)
     elif name == "limits" and value is not None:

@@ -216,7 +216,11 @@ REFUSALS: dict[str, list[Row]] = {
         ("jobs", lambda: evaluate(n_jobs=0), "n_jobs must be None or an int other than 0; got 0"),
         ("a seed", lambda: evaluate(random_state="a"), "'a' cannot be used to seed"),
         ("params", lambda: evaluate(metric_params=3), "metric_params must be a dict .* an int, 3"),
-        ("of none", lambda: evaluate(metric_params={"x": {}}), r"unknown metrics: \['x'\]"),
+        (
+            "of none",
+            lambda: evaluate(metric_params={"x": {}}),
+            r"unknown metrics: \['x'\]\. There are: accuracy, ",
+        ),
         ("a number", lambda: evaluate(metric_params={"iauc": 3}), "a dict of options of iauc; got"),
         ("unknown", lambda: with_params("iauc", steps=3), r"iauc has no options \['steps'\]"),
         ("no step", lambda: with_params("iauc", n_steps=0), "n_steps must be an int >= 1; got 0"),

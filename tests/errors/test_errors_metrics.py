@@ -91,7 +91,7 @@ def of_scores(follow: Callable) -> list[Row]:
 
 def of_neighbours(function: Callable) -> list[Row]:
     """What functions of maps, and of those of images near to them, refuse alike."""
-    wanted = r"neighbour_maps must be a Tensor of shape \(n_samples, \*\(2, 12, 12\)\) on cpu; got "
+    wanted = r"neighbour_maps must be a Tensor of shape \(n_samples, 2, 12, 12\) on cpu; got "
     return [
         *of_maps(lambda maps: function(maps, MAPS[None])),
         ("no neighbours", lambda: function(MAPS, None), wanted + "None"),

@@ -235,7 +235,7 @@ REFUSALS: dict[str, list[Row]] = {
         (
             "colour",
             lambda: find_target_layer(NET, sample=torch.rand(1, 3, 8, 8)),
-            "fails on images",
+            r"got 3 channels instead\. Try another image_size",
         ),
     ],
     "TargetLayer": [

@@ -236,7 +236,11 @@ REFUSALS: dict[str, list[Row]] = {
             lambda: CAMDisplay.from_estimator(fitted(), X, kind="heat"),
             r"kind must be one of \['overlay', 'map', 'both'\]; got 'heat'",
         ),
-        ("alpha", lambda: CAMDisplay.from_estimator(fitted(), X, alpha="image"), "alpha must be"),
+        (
+            "alpha",
+            lambda: CAMDisplay.from_estimator(fitted(), X, alpha="image"),
+            'be "map" or a number',
+        ),
         (
             "titles",
             lambda: CAMDisplay.from_predictions(X[:2], MAPS, titles=["a"]),

@@ -329,7 +329,7 @@ def test_what_needs_no_score(shape):
         ({"target": np.zeros((N, 2), dtype=int)}, "one class per image"),
         ({"target": [0, 1]}, "one per image|for 7 images"),
         ({"target": [9] * N}, "labels that were not seen"),
-        ({"metric_params": {"iuac": {}}}, r"options for unknown metrics: \['iuac'\]"),
+        ({"metric_params": {"iuac": {}}}, r"unknown metrics: \['iuac'\]\. Did you mean: iauc"),
         ({"metric_params": {"dauc": {"steps": 9}}}, r"dauc has no options \['steps'\]"),
         (
             {"metric_params": {"iauc": {"n_steps": 5}, "dauc": {"n_steps": 9}}},
