@@ -134,12 +134,12 @@ def _stability(means: Mapping[str, float], stranger: float) -> str:
     if not math.isfinite(value):
         return ""
     text = (
-        f"Maps of an image and of its crops and flips have a similarity of {value:.2f} (1 means "
+        f"Maps of an image and its crops and flips have a similarity of {value:.2f} (1 is "
         "identical)"
     )
     if not math.isfinite(stranger):
         return f"{text}."
-    return f"{text}; maps of different images have {stranger:.2f}."
+    return f"{text}; maps of different images, {stranger:.2f}."
 
 
 def _focus(means: Mapping[str, float], covered: float) -> str:

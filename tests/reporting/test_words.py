@@ -140,7 +140,7 @@ def facts(**values):
 def test_nothing_is_said_of_what_was_not_measured():
     assert sentences(facts(sparsity=[0.5, 0.7])) == []
     assert sentences(facts(consistency=[0.5, 0.7])) == [
-        "Maps of an image and of its crops and flips have a similarity of 0.60 (1 means identical)."
+        "Maps of an image and its crops and flips have a similarity of 0.60 (1 is identical)."
     ]
     assert sentences(facts(consistency=[0.5, np.nan])) == []
 
@@ -150,7 +150,9 @@ def test_maps_of_different_images_are_what_consistency_is_compared_with(fitted, 
     path = tmp_path / "page.html"
     sklcam.report(fitted, X[:24], NAMES[:24], path, metrics="consistency", verbose=0)
     text = path.read_text(encoding="utf-8")
-    (same, others) = re.search(r"similarity of (\S+) \(1 .* have (\S+)\.<", text).groups()
+    (same, others) = re.search(
+        r"similarity of (\S+) \(1 .* different images, (\S+)\.<", text
+    ).groups()
     assert float(others) < float(same)
 
 
