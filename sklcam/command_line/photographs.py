@@ -22,6 +22,8 @@ def images_in(place: str) -> tuple[Path, list[str]]:
     """Return a folder and the images in it, at any depth; for one image, its folder."""
     if os.path.isfile(place):
         return Path(place).parent, [place]
+    if not os.path.exists(place):
+        raise ValueError(f"There is no folder or image {place!r}. Give the path of one.")
     return Path(place), find_images(place)
 
 

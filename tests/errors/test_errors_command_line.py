@@ -53,6 +53,11 @@ FILES: dict[str, list[Row]] = {
         ("no network", lambda f: called(f, model="resnet81"), "Did you mean: resnet18"),
         ("weights", lambda f: called(f, model=str(written(f, b"", "a.pt"))), "--weights .*a.pt"),
         ("objects", lambda f: called(f, model=saved(f)), "The file needs SmallNet"),
+        (
+            "no image",
+            lambda f: main(["explain", str(f / "a.jpg"), "--model=a", "--out=b", "--traceback"]),
+            "There is no folder or image '.*a.jpg'. Give",
+        ),
         ("no info", lambda f: main(["info", str(f / "no"), "--traceback"]), "There is no file"),
         ("device", lambda f: called(f, device="gpu"), "--device must be auto, .* got 'gpu'"),
         ("cuda:99", lambda f: called(f, device="cuda:99"), "--device cuda:99 does not exist"),
