@@ -21,8 +21,9 @@ _COARSEST = 256  # pixels of the last grid, whose matrix is inverted
 # weight of a coarser grid's answer. Found by trial: these values need the fewest steps.
 _HOLD, _FADING, _OVERCORRECTION = 0.8, 0.6, 1.04
 _FIRST_LOOK, _RENEWED, _MOST_STEPS = 4, 4, 24
-# Error per unit of the residual on the coarsest grid; beyond it, rounding would be visible.
-_FAR = 12
+# Error per unit of the residual, about the square of the widest hole in pixels; beyond it, rounding
+# would be visible.
+_FAR = 2500
 # For the error before the last step, which leaves about a tenth of it.
 _TOLERANCES = {torch.float32: 2.5e-5, torch.float64: 1e-11}
 
@@ -116,7 +117,8 @@ class Multigrid:
         diagonal = (self._grids[-1].weights + held + free).flatten(1)
         factors, _ = torch.linalg.cholesky_ex(self._apart + torch.diag_embed(diagonal))
         self._inverse = torch.cholesky_inverse(factors)
-        self._is_far = self._inverse.abs().sum(dim=2).amax(dim=1)[:, None, None, None] > _FAR
+        reach = self._inverse.abs().sum(dim=2).amax(dim=1)[:, None, None, None]
+        self._is_far = reach * 4 ** (len(self._grids) - 1) > _FAR
 
     def _solve(self) -> Tensor:
         """Take steps of conjugate gradients until no pixel changes; return which images are solved.

@@ -85,6 +85,15 @@ def test_what_is_far_from_all_that_is_known(on_the_host):
     assert not on_the_host
 
 
+def test_between_two_sides_of_a_large_image(on_the_host):
+    """The solution is the line between them, which rounding must not bend."""
+    image = torch.linspace(0, 1, 500, dtype=torch.float64).expand(1, 1, 300, 500).contiguous()
+    removed = torch.ones(1, 300, 500, dtype=torch.bool)
+    removed[..., 0] = removed[..., -1] = False
+    assert_allclose(impute(image.float(), removed, noise=0), image, atol=1e-5)
+    assert not on_the_host
+
+
 @pytest.mark.parametrize("size", [(1, 300), (15, 40), (16, 16), (16, 1100)])
 def test_strips_and_small_images_have_no_grids(size, on_the_host):
     images, removed = drawn(2, 1, *size).float(), drawn(2, *size, seed=1) < 0.7
