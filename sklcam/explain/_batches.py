@@ -542,17 +542,18 @@ class BatchExplainer(Questions):
 def _parts_of(inputs: Inputs, question: Target, methods: Sequence[Method]) -> list[slice]:
     """Split a batch on the CPU into parts whose activations fit in memory that is at hand.
 
-    The allocator returns large blocks to the system and gets them back page by page. For 16 images
-    of 224 pixels that takes up to a fifth of a pass. A method that draws numbers draws them once
-    per batch, and a target of the user's may be for the whole batch, so these are not split.
+    The allocator returns large blocks to the system and gets them back page by page, which takes up
+    to a fifth of a pass of 16 images of 224 pixels. Methods that draw random numbers draw them once
+    per batch, and a user's own target may be for the whole batch, so these are not split.
     """
     n_images, size = len(inputs), len(inputs)
     is_split = inputs.images.device.type == "cpu" and not inputs.others
     is_split &= isinstance(question, Classes | OnlyNumber | Positive | Predicted | TopK)
     if is_split and all(each.graph and not hasattr(each, "random_state") for each in methods):
         pixels = max(_PIXELS_AT_ONCE, _PIXELS_PER_THREAD * torch.get_num_threads())
-        size = max(1, pixels // math.prod(inputs.size))
-    n_parts = max(1, math.ceil(n_images / size))
+        # With a single image, a network that returns too few rows would not be noticed.
+        size = max(2, pixels // math.prod(inputs.size))
+    n_parts = max(1, n_images // size)
     bounds = [n_images * i // n_parts for i in range(n_parts + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
 

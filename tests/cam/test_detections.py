@@ -334,7 +334,7 @@ def test_methods_without_gradients_and_the_confidence(explainer):
     full = explainer.predict(X)[0]["scores"][0]
     expected = max(0, full - float(matches.max())) / full
     np.testing.assert_allclose(result["average_drop"], [expected], atol=1e-4)
-    with pytest.raises(ValueError, match="evaluate measures one map per image. Give target=Box"):
+    with pytest.raises(ValueError, match=r"evaluate measures one map per image\. Give target=Box"):
         evaluate(explainer, X, metrics="adcc", progress=False)
 
 
