@@ -336,7 +336,7 @@ class BatchExplainer(Questions):
         if at_layer:
             self.check_at_layer(chosen)
             self._check_extent(given)
-        parts = _parts_of(given, question, chosen)
+        parts = _parts_of(given, question, chosen, self.target_layers)
         if len(parts) == 1:
             return self._explain_at_once(given, question, chosen, scaled, at_layer)
         maps: list[Tensor] = []
@@ -539,20 +539,22 @@ class BatchExplainer(Questions):
         return tqdm(total=total, desc=description, disable=not self.verbose, **options)
 
 
-def _parts_of(inputs: Inputs, question: Target, methods: Sequence[Method]) -> list[slice]:
+def _parts_of(
+    inputs: Inputs, question: Target, methods: Sequence[Method], layers: Sequence[TargetLayer]
+) -> list[slice]:
     """Split a batch on the CPU into parts whose activations fit in memory that is at hand.
 
-    The allocator returns large blocks to the system and gets them back page by page, which takes up
-    to a fifth of a pass of 16 images of 224 pixels. Methods that draw random numbers draw them once
+    The allocator returns large blocks to the system and gets them back page by page, up to a fifth
+    of a pass of 16 images; those of a ViT are too small. Methods that draw random numbers draw once
     per batch, and a user's own target may be for the whole batch, so these are not split.
     """
-    n_images, size = len(inputs), len(inputs)
+    n_images = size = len(inputs)
     is_split = inputs.images.device.type == "cpu" and not inputs.others
     is_split &= isinstance(question, Classes | OnlyNumber | Positive | Predicted | TopK)
+    is_split &= all(layer.layout != "tokens" for layer in layers)
     if is_split and all(each.graph and not hasattr(each, "random_state") for each in methods):
         pixels = max(_PIXELS_AT_ONCE, _PIXELS_PER_THREAD * torch.get_num_threads())
-        # With a single image, a network that returns too few rows would not be noticed.
-        size = max(2, pixels // math.prod(inputs.size))
+        size = max(2, pixels // math.prod(inputs.size))  # 2, so that missing rows are noticed
     n_parts = max(1, n_images // size)
     bounds = [n_images * i // n_parts for i in range(n_parts + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]

@@ -10,6 +10,7 @@ from torch import nn
 from sklcam import CAMExplainer
 from sklcam.cam import SmoothGradCAMPlusPlus, Target, TopK
 from sklcam.explain import _batches
+from sklcam.networks import TargetLayer
 
 
 @pytest.fixture
@@ -28,6 +29,16 @@ def explainer(sizes):
     fitted = CAMExplainer(network, target_layer="1", verbose=0).fit()
     network.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
     return fitted
+
+
+class Swapped(nn.Module):
+    def forward(self, tokens):
+        return tokens.transpose(1, 2)
+
+
+class Pooled(nn.Module):
+    def forward(self, tokens):
+        return tokens.mean(dim=1)
 
 
 def images(n=5):
@@ -66,3 +77,13 @@ def test_what_is_for_the_whole_batch_stays_whole(explainer, sizes):
     sizes.clear()
     explainer.explain_batch(X, methods=[SmoothGradCAMPlusPlus(n_samples=2)])
     assert min(sizes) >= 5
+
+
+def test_tokens_are_explained_together(sizes):
+    blocks = nn.Conv2d(3, 4, 4, 4), nn.Flatten(2), Swapped(), Pooled()
+    network = nn.Sequential(*blocks)
+    layer = TargetLayer("2", layout="tokens", grid=(2, 2))
+    explainer = CAMExplainer(network, target_layer=layer, verbose=0).fit(images())
+    network.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
+    explainer.explain_batch(images(), methods=["gradcam"])
+    assert min(sizes) == 5
