@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -17,7 +15,7 @@ from sklcam._progress import tqdm
 from sklcam._validation import describe
 from sklcam.cam import Method, RecordedPass, upsample
 from sklcam.cam.passes import record_for, sharing_a_pass
-from sklcam.cam.targets import Classes, OnlyNumber, Positive, Predicted, Target, TopK
+from sklcam.cam.targets import Target
 from sklcam.explain._questions import AnyMethod, AnyTarget, Questions, method_name
 from sklcam.explain.checks import ExplanationCheck
 from sklcam.explain.opened import Batch, OpenedImages
@@ -26,8 +24,6 @@ from sklcam.images.frames import map_to_frame
 from sklcam.networks.adapters import Adapter
 from sklcam.networks.inputs import Inputs
 from sklcam.networks.layers import TargetLayer
-
-_PIXELS_AT_ONCE, _PIXELS_PER_THREAD = 2**18, 2**17  # of images explained together on the CPU
 
 AnyInputs = Inputs | Tensor | Mapping[str, Tensor]
 
@@ -336,30 +332,6 @@ class BatchExplainer(Questions):
         if at_layer:
             self.check_at_layer(chosen)
             self._check_extent(given)
-        parts = _parts_of(given, question, chosen, self.target_layers)
-        if len(parts) == 1:
-            return self._explain_at_once(given, question, chosen, scaled, at_layer)
-        maps: list[Tensor] = []
-        outputs = []
-        for rows in parts:
-            made, output, _ = self._explain_at_once(
-                given.take(rows), question.take(rows), chosen, scaled, at_layer
-            )
-            maps = maps or [each.new_empty(len(given), *each.shape[1:]) for each in made]
-            for each, part in zip(maps, made, strict=True):
-                each[rows] = part
-            outputs.append(output)
-        output = torch.cat(outputs)
-        return maps, output, question.resolve(output, given)
-
-    def _explain_at_once(
-        self,
-        given: Inputs,
-        question: Target,
-        chosen: Sequence[Method],
-        scaled: Sequence[bool],
-        at_layer: bool,
-    ) -> tuple[list[Tensor], Tensor, Target]:
         maps: dict[int, Tensor] = {}
         with without_graph(self.adapter):
             recordable = given.recordable()
@@ -537,27 +509,6 @@ class BatchExplainer(Questions):
     def _bar(self, total: int, description: str, initial: int = 0) -> tqdm:
         options = {"initial": initial, "delay": 1, "leave": False}
         return tqdm(total=total, desc=description, disable=not self.verbose, **options)
-
-
-def _parts_of(
-    inputs: Inputs, question: Target, methods: Sequence[Method], layers: Sequence[TargetLayer]
-) -> list[slice]:
-    """Split a batch on the CPU into parts whose activations fit in memory that is at hand.
-
-    The allocator returns large blocks to the system and gets them back page by page, up to a fifth
-    of a pass of 16 images; those of a ViT are too small. Methods that draw random numbers draw once
-    per batch, and a user's own target may be for the whole batch, so these are not split.
-    """
-    n_images = size = len(inputs)
-    is_split = inputs.images.device.type == "cpu" and not inputs.others
-    is_split &= isinstance(question, Classes | OnlyNumber | Positive | Predicted | TopK)
-    is_split &= all(layer.layout != "tokens" for layer in layers)
-    if is_split and all(each.graph and not hasattr(each, "random_state") for each in methods):
-        pixels = max(_PIXELS_AT_ONCE, _PIXELS_PER_THREAD * torch.get_num_threads())
-        size = max(2, pixels // math.prod(inputs.size))  # 2, so that missing rows are noticed
-    n_parts = max(1, n_images // size)
-    bounds = [n_images * i // n_parts for i in range(n_parts + 1)]
-    return [slice(*pair) for pair in pairwise(bounds)]
 
 
 def _axes(method: Method, inputs: Inputs) -> int:
