@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.patches import Patch
 
 Alpha = float | Literal["map"]
+Extend = Literal["neither", "max", "both"]  # ends of a scale beyond which values continue
 AnyColormap: TypeAlias = "str | Colormap"
 
 MAP_CMAP = "viridis"
@@ -105,7 +106,7 @@ class MapPainter:
     cmap: AnyColormap | None = None
     limits: tuple[float, float] = (0.0, 1.0)
     alpha: Alpha = "map"
-    extend: Literal["neither", "max", "both"] = "neither"
+    extend: Extend = "neither"
 
     @classmethod
     def of(
@@ -115,8 +116,16 @@ class MapPainter:
         alpha: Alpha,
         limits: tuple[float, float] | None = None,
     ) -> MapPainter:
-        """Return the painter of these maps. Limits that are None hold all values."""
-        return cls(cmap, limits or map_limits(maps), alpha)
+        """Return the painter of these maps. Limits that are None are those of :meth:`ends_of`."""
+        if limits is not None:
+            return cls(cmap, limits, alpha)
+        ends, extend = cls.ends_of(maps)
+        return cls(cmap, ends, alpha, extend)
+
+    @staticmethod
+    def ends_of(maps: Mapping[str, Any]) -> tuple[tuple[float, float], Extend]:
+        """Return the ends of a scale that holds all values, and where values continue."""
+        return map_limits(maps), "neither"
 
     @property
     def is_signed(self) -> bool:
@@ -193,28 +202,16 @@ class PixelMapPainter(MapPainter):
     Over an image single pixels are not seen, so these maps are always drawn by themselves.
     """
 
-    @classmethod
-    def of(
-        cls,
-        maps: Mapping[str, Any],
-        cmap: AnyColormap | None,
-        alpha: Alpha,
-        limits: tuple[float, float] | None = None,
-    ) -> PixelMapPainter:
-        """Return the painter of these maps. Limits that are None end at a percentile."""
-        if limits is not None:
-            return cls(cmap, limits, alpha)
+    @staticmethod
+    def ends_of(maps: Mapping[str, Any]) -> tuple[tuple[float, float], Extend]:
+        """Return the ends of a scale at a percentile, and where values continue."""
         low, high = map_limits(maps)
         values = _values(maps)
         end = float(np.percentile(np.abs(np.concatenate(values)), _PERCENTILE)) if values else 0.0
         # Unscaled gradients are hardly ever 0, but begin near it. Values far from it have no 0.
         if low > end / 2 or not 0 < end < high:
-            return cls(cmap, (low, high), alpha)
-        return (
-            cls(cmap, (-end, end), alpha, "both")
-            if low < 0
-            else cls(cmap, (0.0, end), alpha, "max")
-        )
+            return (low, high), "neither"
+        return ((-end, end), "both") if low < 0 else ((0.0, end), "max")
 
     @property
     def note(self) -> str:
