@@ -46,13 +46,12 @@ FIVE = ("gradcam", "gradcam++", "xgradcam", "layercam", "hirescam")  # of one gr
 
 
 @dataclass(frozen=True)
-class Case:
-    """The input of every contender: one batch, and one network in evaluation mode."""
+class Explained:
+    """Images, and one network in evaluation mode with the layer that is explained."""
 
     network: nn.Module
     explainer: CAMExplainer
     images: Tensor
-    method: Method
 
     @property
     def layer(self) -> nn.Module:
@@ -61,6 +60,13 @@ class Case:
     @property
     def size(self) -> tuple[int, int]:
         return self.images.shape[-2], self.images.shape[-1]
+
+
+@dataclass(frozen=True)
+class Case(Explained):
+    """The input of every contender: one batch, and a method."""
+
+    method: Method
 
     def predicted(self) -> Tensor:
         with torch.no_grad():

@@ -16,14 +16,13 @@ import pytorch_grad_cam.metrics.road
 import torch
 import torchcam.methods
 import torchcam.metrics
-from explain_contenders import finish
+from explain_contenders import Explained, finish
 from pytorch_grad_cam.utils.model_targets import (
     ClassifierOutputSoftmaxTarget,
     ClassifierOutputTarget,
 )
 from torch import Tensor, nn
 
-from sklcam import CAMExplainer
 from sklcam.cam import GradCAM
 from sklcam.metrics import (
     deletion_curve,
@@ -64,22 +63,11 @@ class Grey(nn.Module):
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Explained):
     """The input of every contender; peers take the images in batches."""
 
-    network: nn.Module
-    explainer: CAMExplainer
-    images: Tensor
     batch_size: int
     n_steps: int
-
-    @property
-    def layer(self) -> nn.Module:
-        return self.explainer.target_layers_[0].of(self.network)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.images.shape[-2], self.images.shape[-1]
 
     @property
     def device(self) -> str:
